@@ -149,9 +149,7 @@ def _model_files(model_dir: Path) -> list[Path]:
     if not model_dir.is_dir():
         raise ArchiveError(f"There is no model folder {model_dir}. Make it with export_model.")
     if not (model_dir / "config.json").is_file():
-        raise ArchiveError(
-            f"There is no config.json in {model_dir}. Name a folder that export_model wrote."
-        )
+        raise ArchiveError(f"There is no config.json in {model_dir}. Name a folder that export_model wrote.")
     files = sorted(file for file in model_dir.iterdir() if file.is_file())
     weights = [file for file in files if file.suffix == ".safetensors"]
     if not weights:
@@ -193,9 +191,7 @@ def _check_inputs(
         if not file.exists():
             raise ArchiveError(f"There is no file {file}. Check the path.")
         if "," in str(file):
-            raise ArchiveError(
-                f"The archiver separates files by commas, and {file} has one. Rename it."
-            )
+            raise ArchiveError(f"The archiver separates files by commas, and {file} has one. Rename it.")
     _check_names(files)
     if config_file:
         _check_yaml(Path(config_file))
@@ -263,4 +259,4 @@ def _run_archiver(arguments: list[str], scratch: Path) -> None:
 def _replace(archive: Path, whole: Path) -> None:
     if archive.is_dir():
         shutil.rmtree(archive)
-    os.replace(whole, archive)
+    whole.replace(archive)

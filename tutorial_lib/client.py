@@ -167,7 +167,7 @@ class InferenceClient(_Client):
 
     >>> InferenceClient("http://127.0.0.1:1").ping()
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/ping. Is the server running, and is that its address?
+    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/ping. Is the...
     """
 
     def ping(self) -> dict[str, Any]:
@@ -234,9 +234,7 @@ class ManagementClient(_Client):
 
     def describe_all(self, model: str) -> list[ModelDescription]:
         """Every version of a model."""
-        answer: list[ModelDescription] = self._request(
-            "GET", f"/models/{_quoted(model)}/all"
-        ).json()
+        answer: list[ModelDescription] = self._request("GET", f"/models/{_quoted(model)}/all").json()
         return answer
 
     def register(
@@ -366,9 +364,7 @@ def _send(session: requests.Session, method: str, url: str, **kwargs: Any) -> re
     try:
         response = session.request(method, url, **kwargs)
     except requests.Timeout as error:
-        raise ApiError(
-            0, "Timeout", f"No answer from {url} within {kwargs['timeout'][1]:g} s."
-        ) from error
+        raise ApiError(0, "Timeout", f"No answer from {url} within {kwargs['timeout'][1]:g} s.") from error
     except requests.ConnectionError as error:
         raise ApiError(0, "ConnectionError", f"Nothing answers at {url}.") from error
     except (requests.RequestException, ValueError) as error:

@@ -66,7 +66,11 @@ class EnvironmentReport:
     def _repr_html_(self) -> str:
         def row(check: Check) -> str:
             cells = (check.mark, check.name, check.found, check.fix)
-            return "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells) + "</tr>"
+            return (
+                "<tr>"
+                + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells)
+                + "</tr>"
+            )
 
         head = "<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"
         return f"<table>{head}{''.join(row(check) for check in self.checks)}</table>"

@@ -97,7 +97,7 @@ class ApiError(TutorialError):
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message
         said = f"{status} {kind}: {message}" if status else f"{kind}: {message}"
-        super().__init__(f"{said} {_advice(status, kind, message)}".rstrip())
+        super().__init__(f"{said.rstrip('.')}. {_advice(status, kind, message)}".rstrip())
 
 
 def _advice(status: int, kind: str, message: str) -> str:

@@ -27,8 +27,7 @@ class GpuInfo:
         if not self.available:
             return f"no GPU: {self.reason}"
         return ", ".join(
-            f"{name} ({memory:.0f} GiB)"
-            for name, memory in zip(self.names, self.memory_gib, strict=True)
+            f"{name} ({memory:.0f} GiB)" for name, memory in zip(self.names, self.memory_gib, strict=True)
         )
 
 

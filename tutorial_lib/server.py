@@ -1,4 +1,4 @@
-"""Runs TorchServe as a context manager: own folder, free ports, ready when it says so, nothing left behind."""
+"""Runs TorchServe as a context manager: own folder, free ports, really ready, nothing left behind."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TorchServe:
 
     >>> TorchServe(models={"my_model": "model_store/missing.mar"})
     Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: There is no archive model_store/missing.mar. Build it with build_archive.
+    tutorial_lib.errors.ArchiveError: There is no archive model_store/missing.mar. Build it...
     """
 
     def __init__(
@@ -335,7 +335,10 @@ class TorchServe:
         for model in self._descriptions():
             ready = sum(worker["status"] == "READY" for worker in model["workers"])
             rows.append(
-                (f"{model['modelName']} {model['modelVersion']}", f"{ready} of {model['minWorkers']} workers READY")
+                (
+                    f"{model['modelName']} {model['modelVersion']}",
+                    f"{ready} of {model['minWorkers']} workers READY",
+                )
             )
         return rows
 
@@ -472,5 +475,3 @@ def _hint(log: str) -> str:
         "Permission denied": "It may not write or read one of its files.",
     }
     return next((hint for line, hint in known.items() if line in log), "")
-
-

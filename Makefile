@@ -1,0 +1,39 @@
+# Two commands do everything: `make run` and `make test`. Each sets up first.
+
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+MODEL_ID ?= embedded
+BIN = .venv/bin
+
+.PHONY: help setup run lab test lint outputs clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## make .venv with everything in it
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev]'
+	touch $@
+
+run: setup  ## run the whole course, and bind build/book/index.html  [MODEL_ID=…]
+	$(BIN)/python book/run.py --model-id '$(MODEL_ID)'
+
+lab: setup  ## step through the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_check_your_machine.ipynb
+
+test: setup lint  ## every test: library, handler, real servers, notebooks
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:doctest -o addopts= --durations=6 notebooks
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+outputs: setup  ## run the notebooks in place, to commit fresh outputs
+	$(BIN)/python book/run.py --in-place
+
+clean:  ## remove what was built, but not .venv
+	rm -rf build model_store/*.mar

@@ -1,0 +1,180 @@
+"""The finished handler: chapters 02 to 04 build it, chapter 05 and later ones serve it.
+
+A request {"input": ["text", …]} gets ["Positive", …]; with "scores": true it gets
+[{"label": "Positive", "score": 0.98}, …]. A bad request gets a 400 of its own, with a sentence, and
+the other requests of its batch get their answers.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from ts.torch_handler.base_handler import BaseHandler
+
+logger = logging.getLogger(__name__)
+logger.info("Transformers version %s", transformers.__version__)
+
+DEFAULTS = {"max_texts": 1000, "forward_size": 32, "log_texts": False}
+
+# A Python tokenizer's work grows with the square of a word's length and it remembers every word it
+# met. Neither may be in the hands of a client.
+LONG_TEXT_CHARACTERS, MAX_WORD_CHARACTERS = 1_000, 100
+MAX_REMEMBERED_WORDS = 50_000
+
+
+class ModelHandler(BaseHandler):
+    """Sentiment of texts, for models that AutoModelForSequenceClassification loads."""
+
+    def initialize(self, context):
+        """Loads the model, the tokenizer and the labels from the unpacked archive.
+
+        Args:
+            context: TorchServe's Context; chapter 02 shows what is in it.
+
+        Raises:
+            RuntimeError: a file is missing or does not fit the others.
+        """
+        properties = context.system_properties
+        self.manifest = context.manifest
+        logger.info("Properties: %s", properties)
+        logger.info("Manifest: %s", self.manifest)
+        model_dir = Path(properties["model_dir"])
+        config = (context.model_yaml_config or {}).get("handler") or {}
+        self.options = {**DEFAULTS, **config}
+
+        gpu_id = properties.get("gpu_id")
+        on_gpu = torch.cuda.is_available() and gpu_id is not None
+        self.device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
+        logger.info("Using device %s", self.device)
+
+        self.model = self._load_model(model_dir)
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        # Some tokenizers say they take 1e30 tokens. RoBERTa's positions start at 2, hence the 2.
+        self.max_tokens = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
+        logger.info("Successfully loaded tokenizer")
+        self.mapping = self._load_labels(model_dir)
+        self.initialized = True
+
+    def _load_model(self, model_dir):
+        if not (model_dir / "config.json").is_file():
+            raise RuntimeError("Missing config.json: put the exported model's files into the archive")
+        if not any(model_dir.glob("*.safetensors")):
+            raise RuntimeError("Missing the weights: archive model.safetensors as --serialized-file")
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model_dir, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+        logger.info("Successfully loaded the model")
+        return model.to(self.device).eval()
+
+    def _load_labels(self, model_dir):
+        """Class index → label: index_to_name.json, else the model's own config."""
+        own = self.model.config.id2label
+        mapping_file = model_dir / "index_to_name.json"
+        if not mapping_file.is_file():
+            logger.warning("Mapping file is not detected; using the labels of the model's config")
+            return dict(own)
+        labels = {int(index): name for index, name in json.loads(mapping_file.read_text()).items()}
+        if set(labels) != set(own):
+            raise RuntimeError(
+                f"index_to_name.json has labels for classes {sorted(labels)}, the model has {sorted(own)}"
+            )
+        logger.info("Successfully loaded mapping file")
+        return labels
+
+    def handle(self, data, context):
+        """A batch of requests in, one answer for each out, in order."""
+        self.context = context
+        parsed = self.preprocess(data)
+        texts = [text for item in parsed if "texts" in item for text in item["texts"]]
+        return self.postprocess(parsed, self.inference(texts))
+
+    def preprocess(self, requests):
+        """Reads each request of a batch.
+
+        Args:
+            requests: as TorchServe hands them over: [{"body": {"input": ["text"]}}, …]. The key is
+                "data" for a form field of that name; the value is a dict where the client said
+                application/json, a str for text/*, and bytes otherwise.
+
+        Returns:
+            for each request, {"texts": […], "scores": bool}, or {"error": "what is wrong"}.
+        """
+        parsed = [self._parse(request) for request in requests]
+        count = sum(len(item.get("texts", ())) for item in parsed)
+        logger.info("Received %d texts in %d requests", count, len(requests))
+        if self.options["log_texts"]:
+            logger.info("Request object: %s", requests)
+        return parsed
+
+    def _parse(self, request):
+        body = request.get("body")
+        if body is None:
+            body = request.get("data")
+        if isinstance(body, (str, bytes, bytearray)):
+            try:
+                body = json.loads(body)
+            except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+                return {"error": 'The body is not JSON. Send {"input": ["a text", …]} in UTF-8.'}
+        if not isinstance(body, dict) or "input" not in body:
+            return {"error": 'The body has no "input". Send {"input": ["a text", …]}.'}
+        texts = body["input"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            return {"error": '"input" is not a list of texts. Send {"input": ["a text", …]}.'}
+        most = self.options["max_texts"]
+        if len(texts) > most:
+            return {"error": f"{len(texts)} texts are too many for one request. Send {most} at most."}
+        if not isinstance(body.get("scores", False), bool):
+            return {"error": '"scores" is neither true nor false.'}
+        return {"texts": texts, "scores": body.get("scores", False)}
+
+    def inference(self, texts):
+        """Probabilities of each class, [texts, classes], in the order of the texts.
+
+        All texts of a batch go through together, those of like length side by side: a row of padding
+        costs as much as a row of words.
+        """
+        ids = [self._tokenize(text) for text in texts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        probabilities = torch.empty(len(texts), self.model.config.num_labels)
+        size = self.options["forward_size"]
+        with torch.inference_mode():
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt")
+                logits = self.model(**inputs.to(self.device)).logits
+                probabilities[rows] = logits.softmax(dim=-1).cpu()
+        logger.info("Predictions successfully created")
+        return probabilities
+
+    def _tokenize(self, text):
+        cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's, which never forgets
+        if cache is not None and len(cache) > MAX_REMEMBERED_WORDS:
+            cache.clear()
+        if len(text) > LONG_TEXT_CHARACTERS:
+            # Every word is at least one token, so later words would be cut off anyway.
+            words = text.split(maxsplit=self.max_tokens)[: self.max_tokens]
+            text = " ".join(word[:MAX_WORD_CHARACTERS] for word in words)
+        return self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    def postprocess(self, parsed, probabilities):
+        """Gives each request its answer: labels, labels with scores, or its own 400."""
+        scores, classes = probabilities.max(dim=-1) if len(probabilities) else ((), ())
+        found = iter([(self.mapping[int(c)], float(s)) for c, s in zip(classes, scores, strict=True)])
+        answers = []
+        for index, item in enumerate(parsed):
+            self.context.set_response_content_type(index, "application/json")
+            if "error" in item:
+                self.context.set_response_status(code=400, phrase="Bad Request", idx=index)
+                answers.append({"code": 400, "type": "BadRequest", "message": item["error"]})
+                continue
+            own = [next(found) for _ in item["texts"]]
+            if item["scores"]:
+                answers.append([{"label": label, "score": score} for label, score in own])
+            else:
+                answers.append([label for label, _ in own])
+        if self.options["log_texts"]:
+            logger.info("PREDICTED LABELS: %s", answers)
+        return answers

@@ -1,0 +1,179 @@
+"""Tries handlers without a server, and gives other people's tests a real one.
+
+The pytest fixture `torchserve` is there wherever this package is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tutorial_lib.server import TorchServe
+
+
+class HandlerAnswer(NamedTuple):
+    """What one request of a batch would get.
+
+    Attributes:
+        status: HTTP status code.
+        body: the answer's JSON, or its text where it is not JSON.
+    """
+
+    status: int
+    body: Any
+
+
+def run_handler(
+    handler: str | Path,
+    requests: Sequence[dict[str, Any]],
+    *,
+    model_dir: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+    config_file: str | Path | None = None,
+    gpu_id: int | None = None,
+) -> list[HandlerAnswer]:
+    """Runs a batch of requests through a handler file as TorchServe's worker does, with no server.
+
+    The files are laid out as an unpacked archive; TorchServe's own loader imports the handler and
+    calls its `initialize`; its own `Service.predict` calls `handle` and turns what comes back, or an
+    exception, into statuses and bodies.
+
+    Args:
+        handler: the Python file.
+        requests: as a handler gets them, [{"body": {"input": ["a text"]}}, …].
+        model_dir, extra_files, config_file: as for `build_archive`.
+        gpu_id: the GPU that the worker would be given; None for the CPU.
+
+    Returns:
+        one answer for each request.
+
+    Raises:
+        Exception: whatever the handler raises in `initialize`.
+
+    >>> from tutorial_lib.export import EMBEDDED
+    >>> run_handler("handler.py", [{"body": {"input": []}}, {"body": 7}], model_dir=EMBEDDED)[0]
+    HandlerAnswer(status=200, body=[])
+    """
+    with tempfile.TemporaryDirectory(prefix="handler-") as folder:
+        unpacked = Path(folder)
+        _lay_out(unpacked, Path(handler), model_dir, extra_files, config_file)
+        return _predict(unpacked, Path(handler), requests, gpu_id)
+
+
+def _lay_out(
+    folder: Path,
+    handler: Path,
+    model_dir: str | Path | None,
+    extra_files: Sequence[str | Path],
+    config_file: str | Path | None,
+) -> None:
+    files = [*Path(model_dir).iterdir()] if model_dir else []
+    files += [Path(file) for file in extra_files] + ([Path(config_file)] if config_file else [])
+    for file in files:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(handler, folder / handler.name)
+    model: dict[str, str] = {"modelName": "model", "modelVersion": "1.0", "handler": handler.name}
+    if (folder / "model.safetensors").exists():
+        model["serializedFile"] = "model.safetensors"
+    if config_file:
+        model["configFile"] = Path(config_file).name
+    (folder / "MAR-INF").mkdir()
+    manifest = {"runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _predict(
+    folder: Path, handler: Path, requests: Sequence[dict[str, Any]], gpu_id: int | None
+) -> list[HandlerAnswer]:
+    import ts
+    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+    from ts.model_loader import TsModelLoader
+
+    metrics = MetricsCacheYamlImpl(
+        config_file_path=str(Path(ts.__file__).parent / "configs" / "metrics.yaml")
+    )
+    metrics.initialize_cache()
+    # The worker imports the handler by its name, from the unpacked archive, in a process of its own.
+    sys.path.insert(0, str(folder))
+    earlier = sys.modules.pop(handler.stem, None)
+    importlib.invalidate_caches()
+    try:
+        service = TsModelLoader().load(
+            "model", str(folder), handler.name, gpu_id, len(requests), metrics_cache=metrics
+        )
+        service.set_cl_socket(None)
+        return _decode(bytes(service.predict([_wire(i, r) for i, r in enumerate(requests)])))
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop(handler.stem, None)
+        if earlier is not None:
+            sys.modules[handler.stem] = earlier
+
+
+def _wire(index: int, request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it comes from the frontend's socket: named parameters, decoded by content type."""
+    parameters = [{"name": name, "contentType": "", "value": value} for name, value in request.items()]
+    return {"requestId": str(index).encode(), "headers": [], "parameters": parameters}
+
+
+def _decode(message: bytes) -> list[HandlerAnswer]:
+    """Reads the worker's reply: the format of ts/protocol/otf_message_handler.py, big-endian ints."""
+    position = 0
+
+    def number() -> int:
+        nonlocal position
+        position += 4
+        return int(struct.unpack("!i", message[position - 4 : position])[0])
+
+    def text() -> str:
+        nonlocal position
+        length = number()
+        position += length
+        return message[position - length : position].decode("utf-8", errors="replace")
+
+    whole_status, whole_message = number(), text()
+    answers = []
+    while (length := number()) != -1:
+        position += length  # the request's id
+        text()  # content type
+        status = number()
+        text()  # reason phrase
+        for _ in range(number()):
+            text(), text()  # a header's name and value
+        body: Any = text()
+        if whole_status != 200:
+            answers.append(HandlerAnswer(whole_status, whole_message))
+            continue
+        with contextlib.suppress(ValueError):
+            body = json.loads(body)
+        answers.append(HandlerAnswer(status, body))
+    return answers
+
+
+@pytest.fixture
+def torchserve() -> Iterator[Callable[..., TorchServe]]:
+    """Starts a real server in a test: `server = torchserve(models={"m": mar})`; stopped at its end.
+
+    It takes the arguments of `TorchServe`, and may be called several times.
+    """
+    started: list[TorchServe] = []
+
+    def start(*args: Any, **options: Any) -> TorchServe:
+        server = TorchServe(*args, **options)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.stop()
