@@ -120,9 +120,8 @@ def split(examples: list[Example], seed: int) -> tuple[list[Example], list[Examp
     part = 0
     for position, i in enumerate(ordered):
         at = position / len(examples)
-        part = 0 if at < 0.75 else 1 if at < 0.85 else 2
-        if position and group[i] == group[ordered[position - 1]]:
-            part = last
+        if not position or group[i] != group[ordered[position - 1]]:
+            part = 0 if at < 0.75 else 1 if at < 0.85 else 2
         parts[part].append(examples[i])
     return parts[0], parts[1], parts[2]
 

@@ -1,0 +1,156 @@
+"""Runs the course: each chapter with papermill, then one HTML book of what they printed.
+
+python book/run.py                        executed copies in build/notebooks, the book in build/book
+python book/run.py --model-id OWNER/NAME  the same with another model
+python book/run.py --in-place             only refresh the outputs of the notebooks themselves
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ChapterFailed(Exception):
+    """A cell failed; the message says which, and how."""
+
+
+class Progress:
+    """One line a cell on a terminal, rewritten in place; one line a chapter elsewhere."""
+
+    def __init__(self, chapter: str, cells: int) -> None:
+        self.chapter, self.cells, self.started = chapter, cells, time.monotonic()
+        self.live = sys.stdout.isatty()
+
+    def cell(self, number: int) -> None:
+        if self.live:
+            self._print(f"cell {number}/{self.cells}", end="")
+
+    def done(self) -> None:
+        self._print(f"{self.cells} cells", end="\n")
+
+    def _print(self, what: str, end: str) -> None:
+        start = "\r\x1b[K" if self.live else ""
+        seconds = time.monotonic() - self.started
+        print(f"{start}{self.chapter:32} {what:14} {seconds:5.1f} s", end=end, flush=True)
+
+
+def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: str) -> Any:
+    """Executes one notebook in the folder that it lies in, and writes it with its outputs.
+
+    Raises:
+        ChapterFailed: a cell failed; what ran until then is written too.
+    """
+    notebook = load_notebook_node(str(source))
+    if parameters and _has_parameters(notebook):
+        notebook = parameterize_notebook(notebook, parameters)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    progress = Progress(title, len(code))
+    numbers = {cell.id: number for number, cell in enumerate(code, start=1)}
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(source.parent)}},
+        on_cell_execute=lambda cell, cell_index: progress.cell(numbers.get(cell.id, 0)),
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        failed = next(c for c in code if any(o.output_type == "error" for o in c.get("outputs", [])))
+        source_head = "\n    ".join(failed.source.splitlines()[:6])
+        raise ChapterFailed(
+            f"\n{source.name}, code cell {numbers[failed.id]} of {len(code)}:\n    {source_head}\n"
+            f"failed with {error.ename}: {error.evalue}"
+        ) from None
+    finally:
+        _drop_run_metadata(notebook)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
+    progress.done()
+    return notebook
+
+
+def _has_parameters(notebook: Any) -> bool:
+    return any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
+
+
+def _drop_run_metadata(notebook: Any) -> None:
+    """Times and interpreter versions of a run would change every notebook on every run."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        for name in ("execution", "papermill"):
+            cell.metadata.pop(name, None)
+
+
+def bind(executed: Path, book: Path) -> Path:
+    """One HTML book of the executed chapters; returns its first page.
+
+    Raises:
+        ChapterFailed: Sphinx refused; the message is what it said.
+    """
+    for page in ("conf.py", "index.md"):
+        shutil.copyfile(ROOT / "book" / page, executed / page)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(executed), str(book)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise ChapterFailed(f"The book could not be bound:\n{run.stderr}")
+    return book / "index.html"
+
+
+def predictions(notebook: Any) -> str:
+    """What the cell tagged `predictions` printed."""
+    for cell in notebook.cells:
+        if "predictions" in cell.metadata.get("tags", []):
+            return "".join(output.get("text", "") for output in cell.outputs).rstrip()
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Runs the course.")
+    parser.add_argument("--model-id", help="the model to take down the road (default: the notebooks')")
+    parser.add_argument("--in-place", action="store_true", help="refresh the notebooks' own outputs")
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="the chapters' folder")
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="where the results go")
+    args = parser.parse_args(arguments)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    chapters = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    executed = args.notebooks if args.in_place else args.build / "notebooks"
+    parameters = {"MODEL_ID": args.model_id} if args.model_id else {}
+    if not args.in_place:
+        shutil.rmtree(executed, ignore_errors=True)
+    answers = ""
+    try:
+        for number, chapter in enumerate(chapters, start=1):
+            title = f"[{number}/{len(chapters)}] {chapter.stem}"
+            notebook = run_chapter(chapter, executed / chapter.name, parameters, title)
+            answers = predictions(notebook) or answers
+        if args.in_place:
+            return 0
+        page = bind(executed, args.build / "book")
+    except ChapterFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"\nThe book of this run: {page}")
+    print(f"\nWhat the served model said:\n{answers}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
