@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
+import papermill
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,64 +26,45 @@ class ChapterFailed(Exception):
     """A cell failed; the message says which, and how."""
 
 
-class Progress:
-    """One line a cell on a terminal, rewritten in place; one line a chapter elsewhere."""
-
-    def __init__(self, chapter: str, cells: int) -> None:
-        self.chapter, self.cells, self.started = chapter, cells, time.monotonic()
-        self.live = sys.stdout.isatty()
-
-    def cell(self, number: int) -> None:
-        if self.live:
-            self._print(f"cell {number}/{self.cells}", end="")
-
-    def done(self) -> None:
-        self._print(f"{self.cells} cells", end="\n")
-
-    def _print(self, what: str, end: str) -> None:
-        start = "\r\x1b[K" if self.live else ""
-        seconds = time.monotonic() - self.started
-        print(f"{start}{self.chapter:32} {what:14} {seconds:5.1f} s", end=end, flush=True)
-
-
 def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: str) -> Any:
     """Executes one notebook in the folder that it lies in, and writes it with its outputs.
 
     Raises:
         ChapterFailed: a cell failed; what ran until then is written too.
     """
-    notebook = load_notebook_node(str(source))
-    if parameters and _has_parameters(notebook):
-        notebook = parameterize_notebook(notebook, parameters)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    progress = Progress(title, len(code))
-    numbers = {cell.id: number for number, cell in enumerate(code, start=1)}
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(source.parent)}},
-        on_cell_execute=lambda cell, cell_index: progress.cell(numbers.get(cell.id, 0)),
-    )
+    started = time.monotonic()
+    live = sys.stdout.isatty()  # a bar for people; CI logs get one line a chapter
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        client.execute()
-    except CellExecutionError as error:
-        failed = next(c for c in code if any(o.output_type == "error" for o in c.get("outputs", [])))
-        source_head = "\n    ".join(failed.source.splitlines()[:6])
+        notebook = papermill.execute_notebook(
+            source,
+            target,
+            parameters if _has_parameters(source) else {},
+            cwd=source.parent,
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=40"],  # its warning on TCP is no news on loopback
+            progress_bar={
+                "desc": title,
+                "unit": "cell",
+                "file": sys.stdout,
+                "leave": False,
+                "disable": not live,
+            },
+        )
+    except papermill.PapermillExecutionError as error:
+        head = "\n    ".join(error.source.splitlines()[:6])
         raise ChapterFailed(
-            f"\n{source.name}, code cell {numbers[failed.id]} of {len(code)}:\n    {source_head}\n"
-            f"failed with {error.ename}: {error.evalue}"
+            f"{title} failed in cell [{error.exec_count}]:\n    {head}\n{error.ename}: {error.evalue}"
         ) from None
-    finally:
-        _drop_run_metadata(notebook)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, target)
-    progress.done()
+    _drop_run_metadata(notebook)
+    nbformat.write(notebook, target)
+    print(f"{title:34} {time.monotonic() - started:5.1f} s", flush=True)
     return notebook
 
 
-def _has_parameters(notebook: Any) -> bool:
-    return any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
+def _has_parameters(source: Path) -> bool:
+    cells = nbformat.read(source, as_version=4).cells
+    return any("parameters" in cell.metadata.get("tags", []) for cell in cells)
 
 
 def _drop_run_metadata(notebook: Any) -> None:

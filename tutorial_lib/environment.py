@@ -38,7 +38,7 @@ class Check:
         return {True: "[OK]", False: "[FAIL]", None: "[--]"}[self.ok]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EnvironmentReport:
     """What `check_environment` found: a table in a notebook, text in a terminal.
 
@@ -62,6 +62,8 @@ class EnvironmentReport:
             if check.fix:
                 lines.append(f"{'':6} fix: {check.fix}")
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         def row(check: Check) -> str:

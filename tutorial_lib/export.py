@@ -222,9 +222,9 @@ def _check_round_trip(
     for text, ids_before, ids_after in zip(PROBES, before[0], after[0], strict=True):
         if ids_before != ids_after:
             raise ExportError(
-                f"The tokenizer did not survive saving: {text!r} became {len(ids_before)} tokens "
-                f"before and {len(ids_after)} after, or others. Nothing was exported; please report "
-                "this with the name of the model and the version of transformers."
+                f"The tokenizer did not survive saving: {text!r} was {len(ids_before)} tokens before, and is "
+                f"{len(ids_after)} others now. Nothing was exported; please report this with the name of "
+                "the model and the version of transformers."
             )
     worst = (before[1] - after[1]).abs().max().item()
     if not worst < 1e-5:  # not exactly 0: two runs may add up in another order; NaN fails too
