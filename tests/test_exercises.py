@@ -1,0 +1,25 @@
+"""Every exercise has a solution, and its check takes that one and nothing empty."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+import exercises
+
+
+@pytest.mark.parametrize("number", sorted(exercises.EXERCISES))
+def test_solution_passes_its_check(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exercises.solution(number)
+    names: dict[str, Any] = {}
+    exec(capsys.readouterr().out, names)
+    exercises.check(number, names["answer"])
+    assert capsys.readouterr().out == f"Exercise {number}: right.\n"
+    for wrong in (None, "wrong", lambda *_: "wrong"):
+        exercises.check(number, wrong)
+        assert "Hint: " in capsys.readouterr().out

@@ -1,0 +1,61 @@
+"""The committed notebooks, without running them: order, outputs, form, and nothing that leaks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests.conftest import ROOT
+
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LEAKS = re.compile(r"/(home|root|opt|work|tmp|Users)/|[A-Z]:\\|Bearer [A-Za-z0-9]{6}|127\.0\.0\.1:\d")
+
+
+def read(chapter: Path) -> Any:
+    notebook = nbformat.read(chapter, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def code_cells(chapter: Path) -> list[Any]:
+    return [cell for cell in read(chapter).cells if cell.cell_type == "code"]
+
+
+def test_chapters_are_numbered_from_zero() -> None:
+    assert [chapter.name[:2] for chapter in CHAPTERS] == [f"{i:02}" for i in range(len(CHAPTERS))]
+    assert len(CHAPTERS) >= 6
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_ran_in_order_with_no_error_and_no_leak(chapter: Path) -> None:
+    cells = code_cells(chapter)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        assert len(cell.source.splitlines()) <= 36
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr" or "-version" in cell.source
+            assert not LEAKS.search(str(output)), f"{chapter.name}: {output}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_opens_and_closes_as_chapters_do(chapter: Path) -> None:
+    text = [cell.source for cell in read(chapter).cells if cell.cell_type == "markdown"]
+    for part in ("**What you'll do.**", "**What you'll learn.**", "**What you need.**"):
+        assert part in text[0]
+    whole = "\n".join(text)
+    for part in ("## Recap", "## Exercises", "## If it failed"):
+        assert part in whole
+    for link in re.findall(r"\]\(([^)#:]+)\)", whole):
+        assert (chapter.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_model_id_is_a_parameter(chapter: Path) -> None:
+    for cell in code_cells(chapter):
+        if "MODEL_ID =" in cell.source:
+            assert cell.metadata["tags"] == ["parameters"]
