@@ -4,6 +4,7 @@ Chapters work in the course's folder, with the programs of this Python's environ
 torch-model-archiver) on PATH, and without progress bars that last a second.
 """
 
+import logging as python_logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))  # for exercises.py: it was on the p
 Path("build").mkdir(exist_ok=True)
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 logging.disable_progress_bar()
+python_logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # "OpenVINO is not enabled"
 
 
 def without_root(text: object) -> str:

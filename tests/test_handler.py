@@ -49,7 +49,7 @@ def ask(requests: list[dict[str, Any]], model_dir: Path) -> list[HandlerAnswer]:
 
 def test_labels_and_scores(model_dir: Path) -> None:
     labels, scores = ask([GOOD, {"body": {**GOOD["body"], "scores": True}}], model_dir)
-    assert labels == (200, ["Positive", "Negative"])
+    assert (labels.status, labels.body) == (200, ["Positive", "Negative"])
     assert [item["label"] for item in scores.body] == labels.body
     assert all(1 / 3 < item["score"] <= 1 for item in scores.body)
 

@@ -72,8 +72,6 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's HTTP API as a download asks for: a model's files, and each file."""
 
-    ranges: list[str] = []
-
     def _answer(self, body: bool) -> None:
         import json
 
@@ -93,7 +91,6 @@ class Hub(BaseHTTPRequestHandler):
     def _send(self, content: bytes, body: bool) -> None:
         start = 0
         if wanted := self.headers.get("Range"):
-            Hub.ranges.append(wanted)
             start = int(wanted.removeprefix("bytes=").split("-")[0])
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{len(content):040x}"')

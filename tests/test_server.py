@@ -81,10 +81,10 @@ def test_tokens_refresh_by_themselves_and_others_are_refused(server: TorchServe)
         InferenceClient(server.inference_address, token=old).ping()
 
     class Forgetful(KeyFile):
-        def token(self, kind: str) -> str:  # type: ignore[override]
+        def token(self, kind: str) -> str:
             return old if not refreshed else super().token("inference")
 
-        def refresh(self, kind: str) -> str:  # type: ignore[override]
+        def refresh(self, kind: str) -> str:
             refreshed.append(kind)
             return super().refresh("inference")
 
@@ -183,7 +183,10 @@ def test_ctrl_c_during_start_leaves_nothing(mar: Path) -> None:
 )
 def test_a_failing_handler_is_quoted(line: str, cause: str, tmp_path: Path) -> None:
     place, inside = (line, "pass") if line.startswith("import") else ("", line)
-    code = f"{place}\nclass H:\n    def initialize(self, context):\n        {inside}\n    def handle(self, d, c):\n        return d\n"
+    code = (
+        f"{place}\nclass H:\n    def initialize(self, context):\n        {inside}\n"
+        "    def handle(self, data, context):\n        return data\n"
+    )
     (tmp_path / "broken.py").write_text(code)
     mar = build_archive("broken", handler=tmp_path / "broken.py", export_path=tmp_path / "store")
     before = folders()
