@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,13 +74,16 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the hub's HTTP API as a download asks for: a model's files, and each file."""
 
     def _answer(self, body: bool) -> None:
-        import json
-
-        if f"/api/models/owner/model/revision/{COMMIT}" in self.path or self.path.startswith(
-            "/api/models/owner/model"
-        ):
-            files = [{"rfilename": f.name} for f in sorted(EMBEDDED.iterdir())]
-            self._send(json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": files}).encode(), body)
+        names = [file.name for file in sorted(EMBEDDED.iterdir())]
+        if self.path.startswith("/api/models/owner/model/tree/"):
+            tree = [
+                {"type": "file", "path": n, "size": (EMBEDDED / n).stat().st_size, "oid": COMMIT}
+                for n in names
+            ]
+            self._send(json.dumps(tree).encode(), body)
+        elif self.path.startswith("/api/models/owner/model"):
+            info = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            self._send(json.dumps(info).encode(), body)
         elif "/resolve/" in self.path and "owner/model" in self.path:
             self._send((EMBEDDED / self.path.rpartition("/")[2]).read_bytes(), body)
         else:

@@ -118,9 +118,10 @@ def _download(model_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
 
-    pinned = f" at revision {revision}" if revision else ""
+    pinned, why = f" at revision {revision}" if revision else "", ""
     try:
-        files = HfApi().list_repo_files(model_id, revision=revision)
+        info = HfApi().model_info(model_id, revision=revision, timeout=10)
+        files = [file.rfilename for file in info.siblings or []]
         # safetensors where there are some: the older format is a pickle, which can run code.
         safe = any(name.endswith(".safetensors") for name in files)
         weights = "*.safetensors" if safe else "pytorch_model*.bin"
@@ -134,9 +135,8 @@ def _download(model_id: str, revision: str | None) -> Path:
             f"The model {model_id!r} has no revision {revision!r}. Give a commit, tag or branch "
             "of that repository."
         ) from error
-    except Exception:  # unreachable in one of many ways; an earlier download may still be in the cache
-        weights = "*.safetensors"
-        files = []
+    except Exception as error:  # unreachable in one of many ways; the cache may still have the model
+        weights, files, why = "*.safetensors", [], type(error).__name__
 
     try:
         folder = snapshot_download(
@@ -147,7 +147,7 @@ def _download(model_id: str, revision: str | None) -> Path:
         )
     except NotInCache as error:
         raise ExportError(
-            f"The hub can't be reached, and {model_id!r}{pinned} is not in this machine's cache. "
+            f"The hub can't be reached ({why}), and {model_id!r}{pinned} is not in this machine's cache. "
             "Try again when online (what has arrived is kept), or use 'embedded', the model that "
             "comes with the package and needs no network."
         ) from error
