@@ -38,9 +38,7 @@ class StandIn(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def fail(self, status: int, kind: str, message: str) -> None:
-        self.answers = [
-            (status, json.dumps({"code": status, "type": kind, "message": message}).encode())
-        ]
+        self.answers = [(status, json.dumps({"code": status, "type": kind, "message": message}).encode())]
 
 
 class _Answering(BaseHTTPRequestHandler):
@@ -180,7 +178,9 @@ def test_scale_waits_no_longer_than_its_timeout(stand_in: StandIn) -> None:
 def test_samples_become_rows(stand_in: StandIn) -> None:
     stand_in.answers = [(200, b'# TYPE a counter\na_total{model="m"} 3\n# TYPE b gauge\nb 1.5\n')]
     metrics = MetricsClient(stand_in.address)
-    assert metrics.scrape("a").to_dict("records") == [{"name": "a_total", "labels": {"model": "m"}, "value": 3}]
+    assert metrics.scrape("a").to_dict("records") == [
+        {"name": "a_total", "labels": {"model": "m"}, "value": 3}
+    ]
     assert len(metrics.scrape()) == 2
     assert list(metrics.scrape("none").columns) == ["name", "labels", "value"]
 

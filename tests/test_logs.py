@@ -41,7 +41,7 @@ def test_the_first_traceback_without_prefixes_and_other_workers() -> None:
     log += line("ModuleNotFoundError: No module named 'nothing_such'", 9000) + line("again", 9000)
     log += line(head, 9000) + line("  later", 9000) + line("KeyError: 'hides it'", 9000)
     assert first_traceback(log) == (
-        f"{head}\n  File \"handler.py\", line 3\n    import nothing_such\n"
+        f'{head}\n  File "handler.py", line 3\n    import nothing_such\n'
         "ModuleNotFoundError: No module named 'nothing_such'"
     )
 

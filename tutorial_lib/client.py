@@ -81,7 +81,7 @@ class KeyFile:
         Raises:
             ApiError: there is no key file, or it can't be read.
         """
-        return str(self._read()[kind]["key"])
+        return self._key(kind)
 
     def refresh(self, kind: TokenType) -> str:
         """Asks the server for a new token, and reads it.
@@ -94,19 +94,18 @@ class KeyFile:
             "GET",
             f"{self.management_address}/token",
             params={"type": kind},
-            headers=_bearer(str(self._read()["API"]["key"])),
+            headers=_bearer(self._key("API")),
             timeout=DEFAULT_TIMEOUT,
         )
         return self.token(kind)
 
-    def _read(self) -> dict[str, Any]:
+    def _key(self, kind: str) -> str:
         try:
-            keys: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return str(json.loads(self.path.read_text(encoding="utf-8"))[kind]["key"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ApiError(
-                0, "NoKeyFile", f"{self.path.name} can't be read ({error}); the server writes it."
+                0, "NoKeyFile", f"{self.path.name} can't be read ({error!r}); the server writes it."
             ) from error
-        return keys
 
 
 class _Client:
@@ -172,7 +171,7 @@ class InferenceClient(_Client):
 
     def ping(self) -> dict[str, Any]:
         """{"status": "Healthy"} as soon as the server is up, which is before its models are."""
-        answer: dict[str, Any] = self._request("GET", "/ping").json()
+        answer: dict[str, Any] = _json(self._request("GET", "/ping"))
         return answer
 
     def predict(
@@ -222,19 +221,19 @@ class ManagementClient(_Client):
         page: dict[str, Any] = {"nextPageToken": 0}
         while "nextPageToken" in page:
             params = {"limit": 100, "next_page_token": page["nextPageToken"]}
-            page = self._request("GET", "/models", params=params).json()
+            page = _json(self._request("GET", "/models", params=params))
             models += page["models"]
         return models
 
     def describe(self, model: str, version: str | None = None) -> ModelDescription:
         """One version of a model (None: its default one), with its workers."""
         path = f"/models/{_quoted(model)}" + (f"/{_quoted(version)}" if version else "")
-        answer: list[ModelDescription] = self._request("GET", path).json()
+        answer: list[ModelDescription] = _json(self._request("GET", path))
         return answer[0]
 
     def describe_all(self, model: str) -> list[ModelDescription]:
         """Every version of a model."""
-        answer: list[ModelDescription] = self._request("GET", f"/models/{_quoted(model)}/all").json()
+        answer: list[ModelDescription] = _json(self._request("GET", f"/models/{_quoted(model)}/all"))
         return answer
 
     def register(
@@ -349,6 +348,14 @@ class MetricsClient(_Client):
             if name is None or sample.name.startswith(name)
         ]
         return pd.DataFrame(rows, columns=["name", "labels", "value"])
+
+
+def _json(response: requests.Response) -> Any:
+    """The answer's JSON; whatever else answers on that port (a proxy, another program) is an ApiError."""
+    try:
+        return response.json()
+    except ValueError as error:
+        raise ApiError(0, "NotJson", f"What answers at {response.url} is not TorchServe.") from error
 
 
 def _quoted(part: str) -> str:
