@@ -216,6 +216,6 @@ def test_a_key_file_that_is_missing_or_corrupt_is_an_api_error(
     path = tmp_path / "key_file.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ApiError, match="key_file.json can't be read"):
+    with pytest.raises(ApiError, match=r"key_file\.json can't be read"):
         InferenceClient(stand_in.address, token=KeyFile(path, stand_in.address)).ping()
     assert stand_in.seen == []

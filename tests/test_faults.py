@@ -54,7 +54,7 @@ def echo(tmp_path: Path) -> Path:
         "    if 'raise' in texts:\n        raise ValueError('as asked')\n"
         "    return texts\n"
     )
-    return build_archive("echo", handler=f"{tmp_path / 'echo.py'}:handle", export_path=tmp_path / "store")
+    return build_archive("echo", handler=tmp_path / "echo.py", export_path=tmp_path / "store")
 
 
 @pytest.fixture
@@ -108,7 +108,6 @@ def test_a_crash_and_an_exception_in_a_prediction_are_said_and_it_serves_on(echo
         assert gone(running)
         server.start()
         assert server.inference.predict("echo", b"new") == "new"
-    assert gone(below(os.getpid())[1:]) or server.log_tail()
 
 
 def test_an_exception_in_the_with_block_leaves_nothing(echo: Path) -> None:
@@ -183,7 +182,7 @@ def test_an_archive_that_is_gone_or_broken_is_said_at_once(mar: Path, server: To
         cut.unlink()
 
 
-def test_an_archive_of_another_archiver_version_serves(echo: Path) -> None:
+def test_an_archive_of_another_archiver_version_serves_from_a_read_only_store(echo: Path) -> None:
     other = echo.with_name("other.mar")
     with zipfile.ZipFile(echo) as old, zipfile.ZipFile(other, "w") as new:
         for entry in old.infolist():
@@ -191,12 +190,17 @@ def test_an_archive_of_another_archiver_version_serves(echo: Path) -> None:
             if entry.filename.endswith("MANIFEST.json"):
                 content = json.dumps({**json.loads(content), "archiverVersion": "0.1.0"}).encode()
             new.writestr(entry, content)
-    with TorchServe(models={"other": other}) as server:
-        assert server.inference.predict("other", b"hi") == "hi"
+    other.parent.chmod(0o555)  # serving writes nothing into the store
+    try:
+        with TorchServe(models={"other": other}) as server:
+            assert server.inference.predict("other", b"hi") == "hi"
+        assert {file.name for file in other.parent.iterdir()} == {"echo.mar", "other.mar"}
+    finally:
+        other.parent.chmod(0o755)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_store_can_be_served_but_not_written(read_only: Path, model_dir: Path) -> None:
+def test_a_read_only_store_is_said_when_written(read_only: Path, model_dir: Path) -> None:
     with pytest.raises(ArchiveError, match="can't be written"):
         build_archive("m", handler=ROOT / "handler.py", model_dir=model_dir, export_path=read_only)
     assert list(read_only.iterdir()) == []

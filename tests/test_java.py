@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def test_a_java_home_that_is_not_there_is_passed_over(
 def test_a_link_on_the_path_leads_to_its_home(path_without_java: Path, tmp_path: Path) -> None:
     home = fake_java(tmp_path / "jdk", "17.0.9")
     (path_without_java / "bin").mkdir(parents=True)
-    os.symlink(home / "bin" / "java", path_without_java / "bin" / "java")
+    (path_without_java / "bin" / "java").symlink_to(home / "bin" / "java")
     assert find_java().home == home.resolve()
 
 

@@ -30,7 +30,7 @@ def test_the_last_context_wins() -> None:
 
 def test_a_log_without_a_context_is_said(tmp_path: Path) -> None:
     (tmp_path / "model_log.log").write_text(line("hello"))
-    with pytest.raises(ValueError, match="model_log.log"):
+    with pytest.raises(ValueError, match=r"model_log\.log"):
         parse_context(tmp_path / "model_log.log")
 
 

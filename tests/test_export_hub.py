@@ -1,0 +1,226 @@
+"""Exports from a stand-in of the hub whose answers break off, and exports that do not survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tutorial_lib import ExportError, export_model
+from tutorial_lib.export import EMBEDDED
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub with the model owner/model at one commit and the branch main."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _HubAnswers)
+        self.break_off = 0  # how many downloads of the weights end halfway, at this one's expense
+        self.starts: list[int] = []  # the byte that each download of the weights began at
+        self.revisions: set[str] = set()
+        self.names = {file.name: file for file in EMBEDDED.iterdir()}
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _HubAnswers(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if found := re.match(r"/api/models/owner/model(?:/(?:revision|tree)/([^/]+))?$", path):
+            self._describe(found[1] or "main", tree="/tree/" in path)
+        elif found := re.match(r"/owner/model/resolve/([^/]+)/(.+)$", path):
+            self._file(found[1], found[2])
+        else:
+            self._refuse("RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def _describe(self, revision: str, tree: bool) -> None:
+        if revision not in ("main", COMMIT):
+            return self._refuse("RevisionNotFound")
+        self.server.revisions.add(revision)
+        names = self.server.names
+        answer: Any = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+        if tree:
+            answer = [
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT}
+                for name, file in names.items()
+            ]
+        return self._send(json.dumps(answer).encode(), "a")
+
+    def _file(self, revision: str, name: str) -> None:
+        if name not in self.server.names:
+            return self._refuse("EntryNotFound")
+        return self._send(self.server.names[name].read_bytes(), name)
+
+    def _send(self, content: bytes, name: str) -> None:
+        wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(wanted[1]) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", f'"{len(content):040x}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        rest = content[start:]
+        if name == "model.safetensors":
+            self.server.starts.append(start)
+            if self.server.break_off > 0:
+                self.server.break_off -= 1
+                rest = rest[: len(rest) // 2]
+                self.close_connection = True
+        self.wfile.write(rest)
+
+    def _refuse(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def export_from(hub: Hub, out: Path, revision: str = "", model_id: str = "owner/model") -> str:
+    """What an export in a process of its own printed: huggingface_hub reads its settings on import."""
+    code = (
+        "import sys; from tutorial_lib import export_model, ExportError\n"
+        "try: print(export_model(sys.argv[1], sys.argv[2], revision=sys.argv[3] or None))\n"
+        "except ExportError as error: print(error)"
+    )
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(out.parent / "hub"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+    }
+    command = [sys.executable, "-c", code, model_id, str(out), revision]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    hub.break_off = 1
+    out = tmp_path / "out"
+    said = export_from(hub, out, COMMIT)
+    if said != str(out):  # it gave up: then it says so, wrote nothing, and the next run goes on
+        assert "broke off" in said and "'embedded'" in said and not out.exists()
+        assert export_from(hub, out, COMMIT) == str(out)
+    assert len(hub.starts) == 2 and hub.starts[0] == 0 and hub.starts[1] > 0
+    assert {f.name for f in out.iterdir()} == {f.name for f in EMBEDDED.iterdir()}
+    assert hub.revisions == {COMMIT}
+
+
+def test_a_revision_that_is_not_there_leaves_the_old_export(hub: Hub, tmp_path: Path) -> None:
+    old = export_model("embedded", tmp_path / "out")
+    kept = {file.name: file.read_bytes() for file in old.iterdir()}
+    assert "no revision 'v9'" in export_from(hub, old, "v9")
+    assert {file.name: file.read_bytes() for file in old.iterdir()} == kept
+
+
+def test_a_repository_without_weights_is_said(hub: Hub, tmp_path: Path) -> None:
+    del hub.names["model.safetensors"]
+    assert "There are no weights" in export_from(hub, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_that_does_not_survive_saving_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what mends it, bpe.codes comes back with a column less, and words split differently."""
+
+    def only_save(model: Any, tokenizer: Any, folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    monkeypatch.setattr("tutorial_lib.export.save_model", only_save)
+    with pytest.raises(ExportError, match="tokenizer did not survive"):
+        export_model("embedded", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_survive_saving_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tutorial_lib import export
+
+    whole = export.save_model
+
+    def and_spoil(model: Any, tokenizer: Any, folder: Path) -> None:
+        whole(model, tokenizer, folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["classifier.out_proj.bias"] = tensors["classifier.out_proj.bias"] + float("nan")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr("tutorial_lib.export.save_model", and_spoil)
+    with pytest.raises(ExportError, match="weights did not survive"):
+        export_model("embedded", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_is_missing_is_not_made_up(model_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_dir, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["classifier.dense.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=r"lack 1 of the model's tensors.*classifier.dense.weight"):
+        export_model(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_older_pickle_of_weights_becomes_safetensors(model_dir: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(model_dir, older)
+    torch.save(load_file(older / "model.safetensors"), older / "pytorch_model.bin")
+    (older / "model.safetensors").unlink()
+    out = export_model(older, tmp_path / "out")
+    assert (out / "model.safetensors").is_file() and not (out / "pytorch_model.bin").exists()
+
+
+@pytest.mark.parametrize("model_id", ["", "no/such/folder", "./nowhere", "../a/b", "owner"])
+def test_names_that_are_no_model_are_said_without_asking_the_hub(model_id: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"'embedded'|no config.json"):
+        export_model(model_id, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_is_a_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ExportError, match="is a file"):
+        export_model("embedded", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
