@@ -76,7 +76,10 @@ class ModelHandler(BaseHandler):
         if not mapping_file.is_file():
             logger.warning("Mapping file is not detected; using the labels of the model's config")
             return dict(own)
-        labels = {int(index): name for index, name in json.loads(mapping_file.read_text()).items()}
+        try:
+            labels = {int(index): name for index, name in json.loads(mapping_file.read_text()).items()}
+        except (ValueError, AttributeError) as error:
+            raise RuntimeError('index_to_name.json should look like {"0": "Negative", …}') from error
         if set(labels) != set(own):
             raise RuntimeError(
                 f"index_to_name.json has labels for classes {sorted(labels)}, the model has {sorted(own)}"
