@@ -22,7 +22,7 @@ def test_a_wrong_label_map_is_a_runtime_error_that_names_it(
     labels: str, model_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "index_to_name.json").write_text(labels)
-    with pytest.raises(RuntimeError, match="index_to_name.json"):
+    with pytest.raises(RuntimeError, match=r"index_to_name\.json"):
         run_handler(
             ROOT / "handler.py",
             [GOOD],
@@ -36,7 +36,7 @@ def test_weights_that_are_cut_do_not_load(model_dir: Path, tmp_path: Path) -> No
     shutil.copytree(model_dir, cut)
     content = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(Exception, match="(?i)incomplete|safetensor|header|deserializ"):
+    with pytest.raises(Exception, match=r"(?i)incomplete|safetensor|header|deserializ"):
         run_handler(ROOT / "handler.py", [GOOD], model_dir=cut)
 
 

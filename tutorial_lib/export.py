@@ -148,13 +148,13 @@ def _download(model_id: str, revision: str | None) -> Path:
     except NotInCache as error:
         raise ExportError(
             f"The hub can't be reached ({why}), and {model_id!r}{pinned} is not in this machine's cache. "
-            "Try again when online (what has arrived is kept), or use 'embedded', the model that "
+            "Try again when online (complete files are kept), or use 'embedded', the model that "
             "comes with the package and needs no network."
         ) from error
     except Exception as error:
         raise ExportError(
-            f"The download of {model_id!r}{pinned} broke off: {error}. Run it again: what has "
-            "arrived is kept. Or use 'embedded', which needs no network."
+            f"The download of {model_id!r}{pinned} broke off: {error}. Run it again: complete "
+            "files are kept. Or use 'embedded', which needs no network."
         ) from error
     return Path(folder)
 
