@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Makes the base image with no registry: Debian from its packages, as small as debian:bookworm-slim.
+#   base-image.sh podman [NAME]     needs root and debootstrap
+set -euo pipefail
+engine=$1
+name=${2:-localhost/debian:bookworm-slim}
+"$engine" image inspect "$name" > /dev/null 2>&1 && exit 0
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+debootstrap --variant=minbase bookworm "$folder" > "$folder.log" || { tail -n 20 "$folder.log" >&2; exit 1; }
+rm -f "$folder.log"
+# Its packages come from where this machine's do.
+rm -f "$folder/etc/apt/sources.list"
+cp /etc/apt/sources.list.d/debian.sources "$folder/etc/apt/sources.list.d/" 2> /dev/null ||
+    cp /etc/apt/sources.list "$folder/etc/apt/"
+# No manuals and translations, now and for packages to come.
+printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/share/info/*' \
+    > "$folder/etc/dpkg/dpkg.cfg.d/slim"
+# What apt downloaded does not stay in a layer.
+printf '%s\n' 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb || true"; };' \
+    'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";' > "$folder/etc/apt/apt.conf.d/slim"
+rm -rf "$folder"/usr/share/{doc,man,locale,info}/* "$folder"/var/lib/apt/lists/* "$folder"/var/cache/apt/archives/*.deb
+tar -C "$folder" --one-file-system -c . | "$engine" import --change 'CMD ["bash"]' - "$name" > /dev/null
+echo "made $name"

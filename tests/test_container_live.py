@@ -1,0 +1,342 @@
+"""A real image, built and run: `make container`. Each test is one thing that happens to servers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.conftest import ROOT
+from tutorial_lib import (
+    ApiError,
+    Container,
+    Image,
+    InferenceClient,
+    OutOfMemory,
+    PortInUse,
+    WorkerFailed,
+    build_archive,
+)
+
+pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
+
+SAMPLE = json.loads((ROOT / "sample_input.json").read_text())
+ANSWER = ["Positive", "Neutral", "Negative"]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def store(mar: Path) -> Iterator[Path]:
+    """A folder of the model store, which is what a build sees."""
+    folder = ROOT / "model_store" / "container-tests"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(mar, folder / "sentiment.mar")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def image(store: Path) -> Image:
+    return Image.build("localhost/torchserve-course:test", store / "sentiment.mar", folder=ROOT)
+
+
+@pytest.fixture(scope="module")
+def container(image: Image) -> Iterator[Container]:
+    with Container(image, memory="2g") as running:
+        yield running
+
+
+def eventually(true: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def kill(container: Container, pattern: str) -> None:
+    container.exec("pkill", "-KILL", "-f", pattern)
+
+
+# What is in it
+
+
+def test_the_image_is_small_and_a_new_model_costs_one_layer(image: Image, store: Path) -> None:
+    layers = image.layers()
+    assert image.megabytes < 1400, layers
+    assert "model.mar" in layers[-1].instruction and layers[-1].megabytes < 30
+    torch, others = (
+        next(i for i, layer in enumerate(layers) if word in layer.instruction)
+        for word in ("torch numpy", "transformers")
+    )
+    assert torch < others < len(layers) - 1
+
+    started = time.monotonic()
+    again = build_archive("again", handler=ROOT / "handler.py", export_path=store)
+    second = Image.build("localhost/torchserve-course:again", again, folder=ROOT)
+    try:
+        assert second.layers()[:-1] == layers[:-1]
+        assert time.monotonic() - started < 60
+    finally:
+        second.remove()
+
+
+def test_no_secret_of_the_build_stays_in_it(container: Container) -> None:
+    found = container.exec(
+        "sh", "-c", "ls /etc/pip.conf /run/ca.crt /run/wheels /opt/pip 2>/dev/null | wc -l"
+    )
+    assert container.exec("sh", "-c", "cat /etc/pip.conf 2>/dev/null | wc -c") == "0"
+    assert int(found) <= 3  # empty mount points at most
+    with pytest.raises(Exception, match="No module named pip"):
+        container.exec("python", "-m", "pip", "--version")
+
+
+# What it does
+
+
+def test_it_answers_those_who_have_the_key(container: Container) -> None:
+    assert container.health() == (True, "1 of 1 workers of my_model are READY.")
+    assert container.inference.ping() == {"status": "Healthy"}
+    assert container.inference.predict("my_model", SAMPLE) == ANSWER
+    assert container.management.describe("my_model")["workers"][0]["status"] == "READY"
+    assert container.metrics.scrape("ts_inference_requests_total")["value"].sum() >= 1
+
+
+def test_it_answers_nobody_else(container: Container) -> None:
+    wrong_case = container.token("inference").swapcase()
+    for key in (None, "wrong", wrong_case, container.token("management"), container.token("inference") + "x"):
+        with pytest.raises(ApiError, match=r"401 InvalidKey: .*container.token") as caught:
+            InferenceClient(container.inference_address, token=key).predict("my_model", SAMPLE)
+        assert caught.value.status == 401
+    bearer = {"Authorization": f"Bearer {container.token('inference')}"}
+    assert (
+        requests.get(f"{container.management_address}/models", headers=bearer, timeout=30).status_code == 401
+    )
+    assert requests.get(f"{container.metrics_address}/metrics", timeout=30).status_code == 401
+
+
+def test_it_has_no_rights_and_only_tmp_to_write_to(container: Container) -> None:
+    assert container.exec("id", "-u") == "1000"
+    assert container.exec("sh", "-c", "touch /opt/x /home/server/x 2>/dev/null; echo $?") == "1"
+    listening = container.exec("python", "-c", "print(open('/proc/net/tcp').read())")
+    ours = {int(port, 16) for port in re.findall(r" 00000000:(\w{4}) 00000000:0000 0A", listening)}
+    assert ours == {8080, 8081, 8082}  # TorchServe itself is on loopback
+    published = container.engine.run("port", container.name)
+    assert all("-> 127.0.0.1:" in line for line in published.splitlines())
+
+
+def test_what_is_too_large_is_refused_with_a_sentence(container: Container) -> None:
+    with pytest.raises(ApiError, match=r"413 RequestEntityTooLarge: .*6553500 bytes"):
+        container.inference.predict("my_model", b"x" * 6_600_000)
+
+
+def test_a_taken_port_is_named(container: Container) -> None:
+    port = int(container.inference_address.rpartition(":")[2])
+    with pytest.raises(PortInUse, match=f"inference port {port} is taken"):
+        Container(container.image, ports={"inference": port}).start()
+
+
+def test_a_killed_worker_comes_back_and_health_says_so(container: Container) -> None:
+    def check() -> bool:
+        """The image's HEALTHCHECK as the engine runs it."""
+        if container.engine.name == "docker":
+            return container.health().ok
+        return (
+            subprocess.run([container.engine.program, "healthcheck", "run", container.name]).returncode == 0
+        )
+
+    assert check()
+    kill(container, "model_service_worker")
+    eventually(lambda: not check(), seconds=10)
+    eventually(check)
+    assert container.inference.predict("my_model", SAMPLE) == ANSWER
+
+
+def test_a_restart_loses_nothing(container: Container) -> None:
+    key = container.token("inference")
+    container.restart()
+    assert container.token("inference") == key
+    assert container.inference.predict("my_model", SAMPLE) == ANSWER
+
+
+def test_requests_in_flight_are_answered_when_it_is_told_to_stop(image: Image) -> None:
+    long = {"input": [f"{text} {number}" for number in range(40) for text in SAMPLE["input"]]}
+    with Container(image) as running, ThreadPoolExecutor(6) as pool:
+        address, key = running.inference_address, running.token("inference")
+        asked = [
+            pool.submit(InferenceClient(address, token=key).predict, "my_model", long, timeout=100)
+            for _ in range(6)
+        ]
+        time.sleep(0.3)  # all are on their way in
+        in_flight = sum(not request.done() for request in asked)
+        running.stop()
+        answers = [request.result() for request in asked]
+        assert in_flight >= 2
+        assert [len(answer) for answer in answers] == [120] * 6
+        assert running.state()["ExitCode"] == 0
+        assert requests_refused(address)
+
+
+def requests_refused(address: str) -> bool:
+    try:
+        requests.get(f"{address}/ping", timeout=5)
+    except requests.ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("process", "said"), [("ModelServer", "TorchServe ended"), ("nginx: master", "nginx ended")]
+)
+def test_without_its_server_it_ends_and_says_so(image: Image, process: str, said: str) -> None:
+    with Container(image) as running:
+        kill(running, process)
+        eventually(lambda: not running.state()["Running"], seconds=20)
+        assert running.state()["ExitCode"] == 1
+        assert said in running.logs(5)
+
+
+def test_too_little_memory_is_a_sentence(image: Image) -> None:
+    with pytest.raises(OutOfMemory, match=r"limit of 200m is too small. .* processes were killed"):
+        Container(image, memory="200m", options=["--memory-swap=200m"]).start()
+
+
+def test_behind_a_gateway_it_asks_for_no_keys_and_idle_it_stops_at_once(image: Image) -> None:
+    with Container(image, token_auth=False) as running:
+        assert (
+            requests.post(f"{running.inference_address}/predictions/my_model", json=SAMPLE, timeout=60).json()
+            == ANSWER
+        )
+        assert running.stop() < 5
+        assert running.state()["ExitCode"] == 0
+
+
+def test_a_model_that_does_not_load_shows_its_traceback(image: Image, store: Path) -> None:
+    (store / "broken.py").write_text(
+        "import no_such_package\n\ndef handle(data, context):\n    return data\n"
+    )
+    broken = build_archive("broken", handler=store / "broken.py", export_path=store)
+    second = Image.build("localhost/torchserve-course:broken", broken, folder=ROOT)
+    try:
+        with pytest.raises(WorkerFailed, match="No module named 'no_such_package'"):
+            Container(second).start()
+    finally:
+        second.remove()
+
+
+# Where it goes from here
+
+
+def test_it_goes_to_a_registry_and_comes_back(image: Image, tmp_path: Path) -> None:
+    program = shutil.which("docker-registry")
+    if program is None:
+        pytest.skip("there is no docker-registry on this machine")
+    port = free_port()
+    config = {
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+    with subprocess.Popen(
+        [program, "serve", str(tmp_path / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    ) as registry:
+        try:
+            eventually(lambda: not requests_refused(f"http://127.0.0.1:{port}"), seconds=20)
+            pushed = image.push(f"127.0.0.1:{port}/torchserve-course:1.0", tls_verify=False)
+            tags = requests.get(f"http://127.0.0.1:{port}/v2/torchserve-course/tags/list", timeout=30).json()
+            assert tags["tags"] == ["1.0"]
+            pushed.remove()
+            assert not image.engine.has_image(pushed.name)
+            pushed.pull(tls_verify=False)
+            assert pushed.layers() == image.layers()
+            pushed.remove()
+        finally:
+            registry.terminate()
+
+
+def test_podman_runs_what_kubernetes_would(image: Image, tmp_path: Path) -> None:
+    if image.engine.name != "podman":
+        pytest.skip("only podman runs a Kubernetes manifest without a cluster")
+    port, key = free_port(), "a-key-of-sixteen-or-more"
+    encoded = base64.b64encode(key.encode()).decode()
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "torchserve-keys"},
+        "data": {"inference": encoded, "management": encoded},
+    }
+    deployment, *others = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
+    server = deployment["spec"]["template"]["spec"]["containers"][0]
+    server["image"] = image.name
+    server["ports"][0] |= {"hostPort": port, "hostIP": "127.0.0.1"}  # podman has no Services
+    deployment["spec"]["replicas"] = 1
+    manifest = tmp_path / "kubernetes.yaml"
+    manifest.write_text(yaml.safe_dump_all([secret, deployment, *others]))
+    # podman 4.3 mounts a secret as it stands in the manifest, later ones decode it
+    clients = [InferenceClient(f"http://127.0.0.1:{port}", token=token) for token in (key, encoded)]
+    try:
+        image.engine.run("play", "kube", str(manifest), timeout=120)
+        eventually(lambda: any(answers(client) for client in clients), seconds=90)
+    finally:
+        image.engine.run("play", "kube", "--down", str(manifest), timeout=120)
+        for kind in ("volume", "secret"):
+            subprocess.run([image.engine.program, kind, "rm", "torchserve-keys"], capture_output=True)
+
+
+def test_compose_runs_it(image: Image, tmp_path: Path) -> None:
+    if image.engine.name != "podman":
+        pytest.skip("podman-compose drives podman")
+    port, key = free_port(), "a-key-of-sixteen-or-more"
+    (tmp_path / "keys").mkdir()
+    for kind in ("inference", "management"):
+        (tmp_path / "keys" / kind).write_text(f"{key}\n")
+    tmp_path.chmod(0o755)
+    settings = {"IMAGE": image.name, "KEYS": str(tmp_path / "keys"), "INFERENCE_PORT": str(port)}
+    settings |= {"MANAGEMENT_PORT": str(free_port()), "METRICS_PORT": str(free_port())}
+    compose: list[str | Path] = [
+        BIN / "podman-compose",
+        "-p",
+        "course-test",
+        "-f",
+        ROOT / "deploy" / "compose.yaml",
+    ]
+    try:
+        up = subprocess.run(
+            [*compose, "up", "--detach", "--no-build"],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+        )
+        assert up.returncode == 0, up.stderr
+        client = InferenceClient(f"http://127.0.0.1:{port}", token=key)
+        eventually(lambda: answers(client), seconds=90)
+    finally:
+        subprocess.run([*compose, "down"], env=os.environ | settings, capture_output=True)
+
+
+def answers(client: InferenceClient) -> bool:
+    try:
+        return bool(client.predict("my_model", SAMPLE) == ANSWER)
+    except ApiError:
+        return False

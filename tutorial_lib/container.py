@@ -1,0 +1,632 @@
+"""Builds an image that serves a model, and runs it, with podman or docker: whichever is there."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from tutorial_lib.addresses import Addresses
+from tutorial_lib.client import TokenType
+from tutorial_lib.errors import (
+    ContainerExited,
+    EngineError,
+    EngineNotFound,
+    ImageError,
+    OutOfMemory,
+    PortInUse,
+    StartTimeout,
+    TutorialError,
+    WorkerFailed,
+)
+from tutorial_lib.logs import cause_of_death
+from tutorial_lib.server import owner_lives, owner_name
+
+BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
+LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # what deploy/base-image.sh makes with no registry
+
+_PORTS: dict[str, int] = {"inference": 8080, "management": 8081, "metrics": 8082}  # inside
+_LOOPBACK = "127.0.0.1"
+_POLL = 0.2  # seconds between two looks at a starting container
+_ASK_TIMEOUT = 60.0  # seconds for commands that should answer at once
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A program that builds and runs containers: podman or docker.
+
+    Attributes:
+        program: its path.
+        name: "podman" or "docker".
+    """
+
+    program: str
+    name: str
+
+    def run(self, *arguments: str, timeout: float | None = _ASK_TIMEOUT, cwd: Path | None = None) -> str:
+        """Runs one command, in the folder `cwd`, and returns what it printed.
+
+        Raises:
+            EngineError: it failed, or took longer than `timeout` seconds; says what it said.
+        """
+        try:
+            done = subprocess.run(
+                [self.program, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                cwd=cwd,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise EngineError(f"{self.name} {arguments[0]}", f"no answer within {timeout:g} s") from error
+        except OSError as error:
+            raise EngineError(f"{self.name} {arguments[0]}", str(error)) from error
+        if done.returncode:
+            raise EngineError(f"{self.name} {arguments[0]}", _said(done.stdout + done.stderr))
+        return done.stdout.strip()
+
+    def stream(self, *arguments: str) -> str:
+        """Runs one command, prints its lines as they come, and returns them.
+
+        Raises:
+            EngineError: it failed; its lines are there already, so the error has the last ones.
+        """
+        lines: list[str] = []
+        with subprocess.Popen(
+            [self.program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    lines.append(line)
+                    print(line, end="", flush=True)
+            except BaseException:  # a Ctrl-C ends the build too
+                process.terminate()
+                raise
+        if process.returncode:
+            raise EngineError(f"{self.name} {arguments[0]}", _said("".join(lines[-20:])))
+        return "".join(lines)
+
+    def has_image(self, name: str) -> bool:
+        """Whether an image of that name is on this machine."""
+        try:
+            self.run("image", "inspect", name)
+        except EngineError:
+            return False
+        return True
+
+
+def find_engine() -> Engine:
+    """The first of podman and docker that works; CONTAINER_ENGINE (a name or a path) is the only one if set.
+
+    Raises:
+        EngineNotFound: none is there, or none works: says which were tried, what they said, what to do.
+    """
+    wanted = os.environ.get("CONTAINER_ENGINE")
+    tried = []
+    for name in [wanted] if wanted else ["podman", "docker"]:
+        program = shutil.which(name)
+        if program is None:
+            continue
+        engine = Engine(program, "docker" if "docker" in Path(name).name else "podman")
+        try:
+            engine.run("info")  # unlike `version`, it asks the daemon
+            return engine
+        except EngineError as error:
+            tried.append(
+                f"{name} is there, but: {error.said}. {_engine_hint(engine.name, error.said)}".strip()
+            )
+    raise EngineNotFound(tried, wanted)
+
+
+class Layer(NamedTuple):
+    """A layer of an image: how many MB (10⁶ bytes) it adds, and the instruction that made it."""
+
+    megabytes: float
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image on this machine.
+
+    Attributes:
+        name: as "localhost/my_model:1.0".
+        engine: what built it, and runs it; None for `find_engine()`'s.
+    """
+
+    name: str
+    engine: Engine = field(default_factory=find_engine)
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        archive: str | Path = "model_store/BERTweetSentimentAnalysis.mar",
+        *,
+        model: str = "my_model",
+        folder: str | Path = ".",
+        base: str | None = None,
+        build_args: Mapping[str, str] | None = None,
+        engine: Engine | None = None,
+    ) -> Image:
+        """Builds deploy/Dockerfile around a model archive, and prints the build's lines as they come.
+
+        This machine's pip settings (index, certificates, a folder of wheels) go into the build as secrets:
+        they are there while it runs, and not in the image.
+
+        Args:
+            name: the image's name and tag.
+            archive: the model; lies in the model_store of `folder`.
+            model: the name to serve it as.
+            folder: what the build can see: the course's folder.
+            base: the base image; None for the local one, if deploy/base-image.sh made it, else Debian's.
+            build_args: more of the Dockerfile's arguments, such as TORCH_INDEX.
+
+        Raises:
+            EngineNotFound: no engine, or none that works.
+            ImageError: there is no such archive, the base image can't be had, the disk is full, or a step
+                failed.
+        """
+        engine = engine or find_engine()
+        root = Path(folder).resolve()
+        try:
+            inside = Path(archive).resolve(strict=True).relative_to(root / "model_store")
+        except FileNotFoundError:
+            raise ImageError(f"There is no archive {archive}. Build it with build_archive(…).") from None
+        except ValueError:
+            raise ImageError(
+                f"The archive {archive} is not in {Path(folder) / 'model_store'}, and a build sees nothing "
+                "else: build_archive(…, export_path='model_store') puts it there."
+            ) from None
+        if base is None:
+            base = LOCAL_BASE_IMAGE if engine.has_image(LOCAL_BASE_IMAGE) else BASE_IMAGE
+        arguments = {
+            "BASE_IMAGE": base,
+            "MODEL_NAME": model,
+            "MODEL_ARCHIVE": f"model_store/{inside.as_posix()}",
+            **(build_args or {}),
+        }
+        command = ["build", "--file", str(root / "deploy" / "Dockerfile"), "--tag", name]
+        if engine.name == "podman":
+            command += ["--format=docker", "--network=host"]  # its own format knows no HEALTHCHECK
+        with _pip_options(arguments) as options:
+            command += options
+            command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
+            try:
+                engine.stream(*command, str(root))
+            except EngineError as error:
+                raise ImageError(
+                    f"The image was not built. {_build_hint(error.said, base)}\n{error.said}"
+                ) from error
+        return cls(name, engine)
+
+    def layers(self) -> list[Layer]:
+        """The layers that add something, from the base up."""
+        listed = self.engine.run("history", "--no-trunc", "--format", "{{.Size}}\t{{.CreatedBy}}", self.name)
+        rows = [line.partition("\t") for line in listed.splitlines()]
+        layers = [Layer(_megabytes(size), _instruction(made_by)) for size, _, made_by in rows]
+        return [layer for layer in reversed(layers) if layer.megabytes > 0]
+
+    @property
+    def megabytes(self) -> float:
+        """Its size on disk in MB (10⁶ bytes)."""
+        return int(self.engine.run("image", "inspect", "--format", "{{.Size}}", self.name)) / 1e6
+
+    def push(self, target: str, *, tls_verify: bool = True) -> Image:
+        """Gives it another name, "registry/name:tag", and pushes it there."""
+        self.engine.run("tag", self.name, target)
+        self._transfer("push", target, tls_verify)
+        return Image(target, self.engine)
+
+    def pull(self, *, tls_verify: bool = True) -> Image:
+        """Fetches the image of this name from its registry."""
+        self._transfer("pull", self.name, tls_verify)
+        return self
+
+    def remove(self) -> None:
+        """Takes the name away, and the image with it where it was the last one."""
+        self.engine.run("rmi", self.name)
+
+    def _transfer(self, verb: str, target: str, tls_verify: bool) -> None:
+        # docker takes plain HTTP on loopback by itself, and no such flag
+        flag = [f"--tls-verify={str(tls_verify).lower()}"] if self.engine.name == "podman" else []
+        try:
+            self.engine.run(verb, *flag, target, timeout=None)
+        except EngineError as error:
+            raise ImageError(
+                f"{verb} of {target} failed: is its registry up, are you logged in there "
+                f"({self.engine.name} login), and does the name exist?\n{error.said}"
+            ) from error
+
+
+class Health(NamedTuple):
+    """Whether a container has a READY worker, and the image's health check's own line on it."""
+
+    ok: bool
+    message: str
+
+
+class Container(Addresses):
+    """A running container of an image, ready inside `with` and gone after it.
+
+    After a crash of its owner, the next one to start removes what was left.
+
+    Its ports are published on loopback only, its root file system is read-only, and a prediction asks for
+    a key, which is drawn here and mounted into it. "Ready" means that the model has a READY worker.
+
+    Args:
+        image: what to run; a str is the name of one.
+        name: the container's name; None for a new one.
+        ports: host ports by name ("inference", "management", "metrics"); those not given are free ones.
+        token_auth: ask for keys; False is for those with a gateway of their own before it.
+        memory: the most it may use, as the engine takes it: "2g".
+        options: more options of the engine's `run`.
+        startup_timeout: the one deadline for the whole start, in seconds.
+
+    Raises:
+        EngineNotFound: no engine, or none that works.
+        ImageError: there is no such image.
+        PortInUse: a port that was asked for is taken.
+        ContainerExited: it ended while it started.
+        OutOfMemory: its memory limit is too small.
+        WorkerFailed: a worker died while it loaded the model.
+        StartTimeout: it did not get ready.
+    """
+
+    def __init__(
+        self,
+        image: Image | str,
+        *,
+        name: str | None = None,
+        ports: Mapping[str, int] | None = None,
+        token_auth: bool = True,
+        memory: str | None = None,
+        options: Sequence[str] = (),
+        startup_timeout: float = 120,
+    ) -> None:
+        self.image = image if isinstance(image, Image) else Image(image)
+        self.engine = self.image.engine
+        self.name = name or f"{owner_name()}-{secrets.token_hex(4)}"
+        unknown = set(ports or {}) - set(_PORTS)
+        if unknown:
+            raise TutorialError(
+                f"There is no port {sorted(unknown)[0]!r}. The ports are {', '.join(_PORTS)}."
+            )
+        self._wanted_ports = dict(ports or {})
+        self._token_auth, self._memory, self._options = token_auth, memory, list(options)
+        self._startup_timeout = startup_timeout
+        self._folder: Path | None = None
+        self._tokens: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
+        self._last_lines = ""
+        self._exists = False
+
+    # Starting and stopping
+
+    def start(self) -> Self:
+        """Starts it, and waits until its model has a READY worker."""
+        if self._exists:
+            raise TutorialError(f"The container {self.name} is there already. Use it, or remove() it first.")
+        deadline = time.monotonic() + self._startup_timeout
+        self._sweep()
+        if not self.engine.has_image(self.image.name):
+            raise ImageError(
+                f"There is no image {self.image.name} on this machine: Image.build(…) it, or pull() it."
+            )
+        try:
+            self._run()
+            self._connect()
+            self._wait_until_ready(deadline)
+        except BaseException:  # a Ctrl-C too: nothing may be left behind
+            self.remove()
+            raise
+        atexit.register(self.remove)
+        return self
+
+    def stop(self, grace: float = 30) -> float:
+        """Asks it to end, which lets requests in flight finish; after `grace` seconds it is killed.
+
+        Returns:
+            the seconds that it took.
+        """
+        started = time.monotonic()
+        self.engine.run("stop", "--time", str(int(grace)), self.name, timeout=grace + _ASK_TIMEOUT)
+        return time.monotonic() - started
+
+    def restart(self) -> None:
+        """Stops it and starts it again: same name, ports and keys; waits until it is ready."""
+        deadline = time.monotonic() + self._startup_timeout
+        self.stop()
+        self.engine.run("start", self.name, cwd=self._folder)
+        self._connect()
+        self._wait_until_ready(deadline)
+
+    def remove(self) -> None:
+        """Ends it, and removes it with its keys. What it printed last stays in `logs`."""
+        atexit.unregister(self.remove)
+        if self._exists:
+            with contextlib.suppress(EngineError):
+                self._last_lines = self.logs(200)
+            with contextlib.suppress(EngineError):
+                self.stop(grace=10)
+            self.engine.run("rm", "--force", self.name)
+            self._exists = False
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def command(self, keys: str = "keys") -> list[str]:
+        """The engine's command that runs it, with its arguments; `keys` is the folder with the keys."""
+        publish = [
+            f"--publish={_LOOPBACK}:{self._wanted_ports.get(name, '')}:{port}"
+            for name, port in _PORTS.items()
+        ]
+        return [
+            self.engine.name,
+            *("run", "--detach", "--name", self.name, *publish),
+            *(
+                "--read-only",
+                "--tmpfs=/tmp:rw,mode=1777",
+                "--cap-drop=all",
+                "--security-opt=no-new-privileges",
+            ),
+            *([f"--volume={keys}:/run/keys:ro,Z"] if self._token_auth else ["--env=TOKEN_AUTH=off"]),
+            *([f"--memory={self._memory}"] if self._memory else []),
+            *self._options,
+            self.image.name,
+        ]
+
+    def _sweep(self) -> None:
+        """Removes the containers whose owners are dead (a killed kernel), known by their names."""
+        for name in self.engine.run("ps", "--all", "--format", "{{.Names}}").split():
+            if name.startswith("ts-") and not owner_lives(name):
+                self.engine.run("rm", "--force", name)
+
+    def _run(self) -> None:
+        # The keys have to be readable for the user inside; the folder around them is for its owner alone.
+        self._folder = Path(tempfile.mkdtemp(prefix="torchserve-"))
+        keys = self._folder / "keys"
+        keys.mkdir()
+        keys.chmod(0o755)
+        for kind in ("inference", "management") if self._token_auth else ():
+            self._tokens[kind] = secrets.token_urlsafe(24)
+            (keys / kind).write_text(self._tokens[kind] + "\n", encoding="utf-8")
+            (keys / kind).chmod(0o644)
+        self._exists = True
+        try:
+            # in a folder of its own: podman's monitor leaves a file "oom" in it where memory ran out
+            self.engine.run(*self.command(str(keys))[1:], timeout=self._startup_timeout, cwd=self._folder)
+        except EngineError as error:
+            taken = re.search(r"address already in use|port is already allocated", error.said)
+            for name, port in self._wanted_ports.items():
+                if taken and str(port) in error.said:
+                    raise PortInUse(name, port) from error
+            raise
+
+    def _connect(self) -> None:
+        """The ports that the engine chose, and clients for them."""
+        published = {name: self.engine.run("port", self.name, str(port)) for name, port in _PORTS.items()}
+        self._addresses = {name: f"http://{line.splitlines()[0]}" for name, line in published.items()}
+        self._connect_clients(self._tokens.get("inference"), self._tokens.get("management"))
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        """One deadline across all looks: does it run, and is a worker READY?"""
+        while True:
+            state = self.state()
+            if not state["Running"]:
+                raise self._why_it_ended(state)
+            health = self.health()
+            if health.ok:
+                return
+            if "memory limit was hit" in health.message:
+                raise OutOfMemory(self._memory, health.message)
+            log = self.logs(10_000)
+            if "backend worker process died" in log.lower():
+                raise WorkerFailed(cause_of_death(lambda: self.logs(10_000)))
+            if time.monotonic() > deadline:
+                raise StartTimeout(self._startup_timeout, health.message.rstrip("."), self.logs(20))
+            time.sleep(_POLL)
+
+    def _why_it_ended(self, state: Mapping[str, Any]) -> TutorialError:
+        """Where memory ran out, a worker or the server itself was killed: the same news either way."""
+        log = self.logs(200)
+        killed = re.search(r"The memory limit was hit: .*", log)
+        if killed or state.get("OOMKilled"):
+            return OutOfMemory(self._memory, killed[0] if killed else "The kernel killed it.")
+        return ContainerExited(state["ExitCode"], self.logs(20), _exit_hint(state))
+
+    # What a container has to say
+
+    def state(self) -> dict[str, Any]:
+        """The engine's view: "Running", "ExitCode", "OOMKilled" and more."""
+        state: dict[str, Any] = json.loads(
+            self.engine.run("inspect", "--format", "{{json .State}}", self.name)
+        )
+        return state
+
+    def health(self) -> Health:
+        """Runs the image's own health check now: green when a worker is READY."""
+        try:
+            return Health(True, self.exec("python", "/srv/serve/health.py"))
+        except EngineError as error:
+            return Health(False, error.said)
+
+    def exec(self, *command: str) -> str:
+        """Runs a command in it, and returns what that printed.
+
+        Raises:
+            EngineError: the command failed.
+        """
+        return self.engine.run("exec", self.name, *command)
+
+    def logs(self, n: int = 20) -> str:
+        """The last n lines that it printed; after it is gone, out of its last 200."""
+        if not self._exists:
+            return "\n".join(self._last_lines.splitlines()[-n:])
+        done = subprocess.run(
+            [self.engine.program, "logs", "--tail", str(n), self.name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # docker keeps the two apart
+            text=True,
+            errors="replace",
+            timeout=_ASK_TIMEOUT,
+        )
+        return done.stdout.strip()
+
+    def token(self, kind: TokenType) -> str:
+        """The key for an address: "inference" (metrics too) or "management"."""
+        try:
+            return self._tokens[kind]
+        except KeyError:
+            raise TutorialError("This container asks for no keys, or has not been started.") from None
+
+    def _address(self, name: str) -> str:
+        if name not in self._addresses:
+            raise TutorialError("This container has not been started: it has no addresses yet.")
+        return self._addresses[name]
+
+
+@contextlib.contextmanager
+def _pip_options(arguments: dict[str, str]) -> Iterator[list[str]]:
+    """Build options that hand in this machine's way to packages: pip's settings, certificates, wheels.
+
+    A machine whose pip has sources of its own takes torch from them too, not from the Dockerfile's index.
+    """
+    settings = _pip_settings()
+    options: list[str] = []
+    lines = ["[global]"]
+    for key, value in settings.items():
+        words = value.split()
+        if key == "cert":
+            options.append(f"--secret=id=ca,src={value}")
+            lines.append("cert = /run/ca.crt")
+        elif key == "find-links" and Path(words[0]).is_dir():
+            options.append(f"--build-context=wheels={words[0]}")
+        elif urls := [word for word in words if not word.startswith(("file:", "/"))]:
+            lines.append(f"{key} = {' '.join(urls)}")
+    if {"index-url", "extra-index-url", "find-links"} & set(settings):
+        arguments.setdefault("TORCH_INDEX", "")
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "pip.conf"
+        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield [f"--secret=id=pipconf,src={config}", *options]
+
+
+def _pip_settings() -> dict[str, str]:
+    """What `pip config list` says on where packages come from; the environment wins over files."""
+    known = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert", "proxy", "default-timeout")
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=_ASK_TIMEOUT
+    )
+    lines = sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:"))
+    found = (re.fullmatch(r"(?:global|install|:env:)\.([a-z-]+)='(.+)'", line) for line in lines)
+    return {match[1]: match[2].replace("\\n", " ").strip() for match in found if match and match[1] in known}
+
+
+def _said(output: str) -> str:
+    """What an engine printed, without the log lines that podman adds where no systemd runs.
+
+    >>> _said('time="2026-01-01" level=error msg="unable to get systemd connection"\\nError: no space left')
+    'Error: no space left'
+    """
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    own = [line for line in lines if not line.startswith('time="')]
+    return "\n".join((own or lines)[-20:]) or "(it said nothing)"
+
+
+def _megabytes(size: str) -> float:
+    """A size as engines print it, in MB.
+
+    >>> _megabytes("771 MB"), _megabytes("13.3kB"), _megabytes("1.2GB"), _megabytes("0 B")
+    (771.0, 0.0133, 1200.0, 0.0)
+    """
+    number, unit = re.fullmatch(r"([\d.]+)\s*([kMG]?)i?B", size).groups()  # type: ignore[union-attr]
+    return round(float(number) * {"": 1e-6, "k": 1e-3, "M": 1.0, "G": 1e3}[unit], 6)
+
+
+def _instruction(made_by: str) -> str:
+    """A history's line as it stands in the Dockerfile.
+
+    >>> _instruction('|1 A= /bin/sh -c --mount=type=secret,id=x pip install   torch')
+    'RUN pip install torch'
+    >>> _instruction('/bin/sh -c #(nop) COPY file:1a2b in /opt/model.mar ')
+    'COPY file:1a2b in /opt/model.mar'
+    """
+    text = re.sub(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c ", "RUN ", made_by).removesuffix("# buildkit")
+    text = re.sub(r"^RUN #\(nop\)\s*|--mount=\S+ ", "", text)
+    return " ".join(text.split())
+
+
+def _engine_hint(name: str, said: str) -> str:
+    """What to do about an engine that is there and does not work.
+
+    >>> _engine_hint("docker", "permission denied while trying to connect to the Docker daemon socket")
+    'Your user may not use it: join the group docker and log in again, or install podman, ...'
+    """
+    if "permission denied" in said.lower():
+        return (
+            f"Your user may not use it: join the group {name} and log in again, "
+            "or install podman, which needs no daemon."
+        )
+    if "cannot connect to the docker daemon" in said.lower() or "daemon running" in said:
+        return "Start its daemon (sudo systemctl start docker), or install podman, which needs none."
+    if "no space left" in said:
+        return "The disk is full."
+    return ""
+
+
+def _build_hint(said: str, base: str) -> str:
+    """What some well-known last lines of a build mean."""
+    if "no space left on device" in said.lower():
+        return "The disk is full: `podman system prune` (or docker's) removes what no image needs any more."
+    if re.search(
+        r"initializing source|resolve source metadata|short-name|pull access denied|manifest unknown", said
+    ):
+        return (
+            f"The base image {base} can't be had: is its registry within reach? Where there is none, "
+            "deploy/base-image.sh makes one from Debian's packages, or name one with base=."
+        )
+    if re.search(r"No matching distribution|Could not find a version", said):
+        return "pip found no package: see `pip config list`, whose settings the build uses."
+    if re.search(r"Temporary failure|Could not resolve|Connection (refused|timed out)", said):
+        return "The build can't reach the network."
+    return "The build's last lines say why."
+
+
+def _exit_hint(state: Mapping[str, Any]) -> str:
+    """Why a container ended, where its state tells."""
+    if state.get("ExitCode") in (126, 127):
+        return "Its start command can't be run: was the image built from deploy/Dockerfile?"
+    return ""
