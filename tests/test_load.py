@@ -1,0 +1,182 @@
+"""load_test against servers whose speed and faults are known, and against TorchServe."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tutorial_lib import ApiError, TorchServe, TutorialError, load_test
+from tutorial_lib.load import own_cost
+
+Answer = Callable[[Any], tuple[int, object]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], str]]:
+    """Starts an HTTP server that answers each body with what a function says; gives its URL."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(answer: Answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections are kept
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                status, said = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                content = json.dumps(said).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None: ...
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def echo(body: Any) -> tuple[int, object]:
+    return 200, [text.upper() for text in body["input"]]
+
+
+def one_at_a_time(seconds: float) -> Answer:
+    """A server with one worker that takes that long for each request."""
+    worker = threading.Lock()
+
+    def answer(body: Any) -> tuple[int, object]:
+        with worker:
+            time.sleep(seconds)
+        return echo(body)
+
+    return answer
+
+
+def test_the_figures_are_those_of_a_known_server(serve: Callable[[Answer], str]) -> None:
+    url = serve(one_at_a_time(0.02))
+    frame = load_test(url, ["a", "b"], labels=["A", "B"], concurrency=[1, 8], duration=1, warmup=0.3)
+    assert list(frame["clients"]) == [1, 8] and set(frame["mode"]) == {"closed"}
+    assert frame["errors"].sum() == frame["wrong"].sum() == 0
+    assert all(25 < rate < 51 for rate in frame["requests_per_s"])
+    one, eight = frame["p50_ms"]
+    assert 20 <= one < 60 and 6 * 20 <= eight < 400  # seven others are always before one
+    assert (frame["p50_ms"] <= frame["p99_9_ms"]).all() and (frame["client_cpu"] < 0.5).all()
+
+
+def test_wrong_answers_are_counted_and_are_no_throughput(serve: Callable[[Answer], str]) -> None:
+    url = serve(lambda body: (200, ["A"]))
+    row = load_test(url, ["a", "b"], labels=["A", "B"], concurrency=2, duration=0.5, warmup=0).iloc[0]
+    right = row["outcomes"]["right"]
+    assert abs(row["wrong"] - right) <= 2 and row["requests"] == right + row["wrong"]
+    assert row["requests_per_s"] <= right / 0.5 and row["errors"] == 0
+
+
+def test_answers_swapped_by_load_are_found_without_labels(serve: Callable[[Answer], str]) -> None:
+    asked = 0
+
+    def answer(body: Any) -> tuple[int, object]:
+        nonlocal asked
+        asked += 1
+        return echo(body) if asked <= 2 else (200, ["A"])
+
+    row = load_test(serve(answer), ["a", "b"], concurrency=1, duration=0.3, warmup=0).iloc[0]
+    assert row["wrong"] > 0 and row["outcomes"]["right"] > 0
+
+
+def test_errors_are_counted_by_kind(serve: Callable[[Answer], str]) -> None:
+    def answer(body: Any) -> tuple[int, object]:
+        if body["input"] == ["slow"]:
+            time.sleep(2)
+        return (503, {"message": "no"}) if body["input"] == ["bad"] else echo(body)
+
+    texts = ["good", "bad", "slow"]
+    labels = [text.upper() for text in texts]
+    row = load_test(
+        serve(answer), texts, labels=labels, concurrency=3, duration=1, warmup=0, timeout=0.5
+    ).iloc[0]
+    assert {"right", "503", "TimeoutError"} == set(row["outcomes"])
+    assert row["errors"] == row["outcomes"]["503"] + row["outcomes"]["TimeoutError"]
+    assert row["p99_9_ms"] < 500  # of right answers
+
+
+def test_an_open_loop_shows_the_queue_that_a_closed_one_hides(serve: Callable[[Answer], str]) -> None:
+    url = serve(one_at_a_time(0.02))  # 50 a second at most
+    closed = load_test(url, ["a"], concurrency=1, duration=1, warmup=0).iloc[0]
+    open_ = load_test(url, ["a"], rate=[20, 100], duration=1, warmup=0)
+    calm, flooded = (open_.iloc[i] for i in range(2))
+    assert list(open_["rate"]) == [20, 100] and open_["clients"].isna().all()
+    assert calm["requests"] == 20 and flooded["requests"] == 100  # it sends on, whatever the server does
+    assert flooded["requests_per_s"] < 51 and flooded["p50_ms"] > 4 * calm["p50_ms"]
+    assert flooded["p99_ms"] > 10 * closed["p99_ms"]
+
+
+def test_several_texts_in_a_request(serve: Callable[[Answer], str]) -> None:
+    sizes = set()
+
+    def answer(body: Any) -> tuple[int, object]:
+        sizes.add(len(body["texts"]))
+        return echo({"input": body["texts"]})
+
+    row = load_test(
+        *(serve(answer), ["a", "b", "c"]),
+        labels=["A", "B", "C"],
+        texts_per_request=2,
+        body=lambda texts: {"texts": texts},
+        concurrency=1,
+        duration=0.3,
+    ).iloc[0]
+    assert sizes == {2} and row["wrong"] == row["errors"] == 0
+    assert row["texts_per_s"] == 2 * row["requests_per_s"]
+
+
+def test_torchserve_with_its_tokens_and_by_its_url(server: TorchServe) -> None:
+    texts = ["I love this!", "The meeting is at 10 tomorrow.", "This is awful."]
+    labels = ["Positive", "Neutral", "Negative"]
+    options: dict[str, Any] = {"labels": labels, "concurrency": 8, "duration": 2}
+    by_url = f"{server.inference_address}/predictions/my_model"
+    with pytest.raises(ApiError, match="token is missing"):
+        load_test(by_url, texts, **options)
+    headers = {"Authorization": f"Bearer {server.token('inference')}"}
+    for frame in (load_test(server, texts, **options), load_test(by_url, texts, headers=headers, **options)):
+        row = frame.iloc[0]
+        assert row["requests_per_s"] > 5 and row["errors"] == row["wrong"] == 0
+        assert row["client_cpu"] < 0.5
+
+
+def test_its_own_cost_is_a_fraction_of_torchserves() -> None:
+    assert own_cost(1) < 0.0005
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"texts": []}, "nothing to send"),
+        ({"texts": "one text"}, "list of texts"),
+        ({"labels": ["A", "B"]}, "1 texts have 2 labels"),
+        ({"concurrency": [0]}, "above 0"),
+        ({"rate": -1}, "above 0"),
+        ({"duration": 0}, "duration is 0"),
+    ],
+)
+def test_bad_options_get_a_sentence(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_test("http://127.0.0.1:1/", **{"texts": ["a"], **options})
+
+
+def test_without_aiohttp_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutorial_lib.load.find_spec", lambda _: None)
+    with pytest.raises(TutorialError, match="needs aiohttp"):
+        load_test("http://127.0.0.1:1/", ["a"])
