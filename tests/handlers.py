@@ -1,0 +1,194 @@
+"""Handlers of the kinds that people write for TorchServe, packed as archives for tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SKELETON = """
+import logging
+
+from ts.torch_handler.base_handler import BaseHandler
+
+logger = logging.getLogger(__name__)
+
+
+class ModelHandler(BaseHandler):
+    def initialize(self, context):
+        logger.info(f"Properties: {context.system_properties}")
+
+    def preprocess(self, requests):
+        raise NotImplementedError("chapter 03 goes on here")
+"""
+
+# A function of the module; answers with what it was given.
+ECHO = """
+def handle(data, context):
+    if data is None:  # TorchServe calls it so, once, in place of `initialize`
+        return None
+    answers = []
+    for index, row in enumerate(data):
+        properties = dict(context.system_properties, model_dir=None)
+        answers.append({
+            "batch": len(data),
+            "row": {name: [type(value).__name__, repr(value)] for name, value in row.items()},
+            "kind": context.get_request_header(index, "X-Kind"),
+            "explain": context.get_request_header(index, "explain"),
+            "url_path": context.get_request_header(index, "url_path"),
+            "properties": {name: repr(value) for name, value in properties.items()},
+            "model": context.model_name,
+            "manifest": context.manifest["model"],
+            "settings": context.model_yaml_config,
+        })
+    return answers
+"""
+
+# Words in a text, by a class of its own with no base.
+TEXT = """
+import os
+
+
+class WordCounter:
+    def initialize(self, context):
+        with open("words.txt") as words:  # the worker runs in the model's folder
+            self.known = set(words.read().split())
+        assert os.path.samefile(os.getcwd(), context.system_properties["model_dir"])
+
+    def handle(self, data, context):
+        texts = [row.get("data") or row.get("body") for row in data]
+        texts = [text.decode() if isinstance(text, (bytes, bytearray)) else text for text in texts]
+        return [[word for word in text.split() if word in self.known] for text in texts]
+"""
+
+# A picture as raw bytes through a small convolution, all else as BaseHandler does it.
+IMAGE = """
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+
+
+class ImageHandler(BaseHandler):
+    def preprocess(self, data):
+        rows = [bytes(row.get("data") or row.get("body")) for row in data]
+        pictures = [torch.frombuffer(bytearray(row), dtype=torch.uint8).reshape(1, 8, 8) for row in rows]
+        return torch.stack(pictures).float().to(self.device) / 255
+
+    def postprocess(self, output):
+        return output.argmax(dim=1).tolist()
+"""
+IMAGE_MODEL = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+# Does what its request says.
+ODD = """
+import sys
+import time
+
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+from ts.utils.util import PredictionException
+
+
+class Odd(BaseHandler):
+    def initialize(self, context):
+        self.initialized = True
+
+    def handle(self, data, context):
+        return [self.one(row["body"], index, context) for index, row in enumerate(data)][: self.most(data)]
+
+    def most(self, data):
+        return 0 if data[0]["body"] == {"do": "too few"} else None
+
+    def one(self, body, index, context):
+        match body.get("do") if isinstance(body, dict) else None:
+            case "status":
+                context.set_response_status(code=body["code"], phrase="As asked", idx=index)
+                return {"code": body["code"]}
+            case "all":
+                context.set_all_response_status(code=429, phrase="Later")
+                return "later"
+            case "headers":
+                context.set_response_content_type(index, "text/csv; charset=utf-8")
+                context.set_response_header(index, "X-Answer", "42")
+                return "a,b"
+            case "raise":
+                raise ValueError("a bug")
+            case "cuda":
+                raise RuntimeError("CUDA error: none here")
+            case "memory":
+                raise MemoryError
+            case "prediction":
+                raise PredictionException(body["message"], body["code"])
+            case "bytes":
+                return bytes(range(256))
+            case "text":
+                return "שלום 😍"
+            case "number":
+                return 0.1
+            case "nan":
+                return [float("nan"), None, True]
+            case "tensor":
+                return torch.tensor(2)
+            case "set":
+                return {1, 2}
+            case "wrong type":
+                return object()
+            case "sleep":
+                time.sleep(body["seconds"])
+                return "slept"
+            case "exit":
+                sys.exit(3)
+        return body if isinstance(body, (dict, list, str)) else repr(body)
+"""
+
+
+def pack(
+    folder: Path,
+    name: str,
+    source: str,
+    *,
+    extra: Sequence[Path] = (),
+    config: str = "",
+    version: str = "1.0",
+    arguments: Sequence[str] = (),
+) -> Path:
+    """An archive of a handler's source, as torch-model-archiver makes it."""
+    handler = folder / f"{name}_handler.py"
+    handler.write_text(source)
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "-f", "--model-name", name]
+    command += ["--version", version, "--handler", str(handler), "--export-path", str(folder), *arguments]
+    if extra:
+        command += ["--extra-files", ",".join(str(file) for file in extra)]
+    if config:
+        (folder / f"{name}.yaml").write_text(config)
+        command += ["--config-file", str(folder / f"{name}.yaml")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / f"{name}.mar"
+
+
+def pack_image(folder: Path) -> Path:
+    import torch
+
+    (folder / "net.py").write_text(IMAGE_MODEL)
+    names: dict[str, type[torch.nn.Module]] = {}
+    exec(IMAGE_MODEL.replace("super()", "super(Net, self)"), names)
+    torch.manual_seed(0)
+    torch.save(names["Net"]().state_dict(), folder / "net.pt")
+    files = ["--model-file", str(folder / "net.py"), "--serialized-file", str(folder / "net.pt")]
+    return pack(folder, "image", IMAGE, arguments=files)
+
+
+def pack_text(folder: Path) -> Path:
+    (folder / "words.txt").write_text("good bad great\n")
+    return pack(folder, "text", TEXT, extra=[folder / "words.txt"])

@@ -1,0 +1,349 @@
+"""The same archives on TorchServe and on Ray Serve: the same answers, updates, and faults."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests import handlers
+from tests.conftest import ROOT
+from tutorial_lib import ApiError, ArchiveError, InferenceClient, ManagementClient, MetricsClient, TorchServe
+
+ray = pytest.importorskip("ray", reason="pip install .[ray]")
+from ray import serve  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from tutorial_lib.ray_app import build_app  # noqa: E402
+
+pytestmark = pytest.mark.timeout(600)
+
+ECHO_CONFIG = "batchSize: 4\nmaxBatchDelay: 20\nown: [1, two]\n"
+ODD_CONFIG = "responseTimeout: 3\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("archives")
+
+
+@pytest.fixture(scope="module")
+def archives(folder: Path, mar: Path) -> dict[str, Path]:
+    packed = {
+        "skeleton": handlers.pack(folder, "skeleton", handlers.SKELETON),
+        "echo": handlers.pack(folder, "echo", handlers.ECHO, config=ECHO_CONFIG),
+        "text": handlers.pack_text(folder),
+        "image": handlers.pack_image(folder),
+        "odd": handlers.pack(folder, "odd", handlers.ODD, config=ODD_CONFIG),
+    }
+    (folder / "my_model.mar").symlink_to(mar)
+    return {"my_model": folder / "my_model.mar", **packed}
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    """A Ray Serve of its own. Its CPUs are a logical number: this many replicas may start."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    cluster = start_ray()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def start_ray(attempts: int = 4) -> Cluster:
+    """One node, without what a test needs not. Ray gives it some seconds, too few on a busy machine."""
+    node: dict[str, Any] = {"num_cpus": 32, "object_store_memory": 2 * 10**8, "include_dashboard": False}
+    spared = {"no_monitor": True, "include_log_monitor": False}
+    for attempt in range(attempts):
+        cluster = Cluster()
+        try:
+            cluster.add_node(**node, **spared)
+            ray.init(address=cluster.address, log_to_driver=False)
+            break
+        except Exception:
+            ray.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
+            if attempt == attempts - 1:
+                raise
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def addresses(archives: dict[str, Path], ray_address: str) -> Iterator[tuple[str, str]]:
+    """Both servers with the same archives. On Ray, one model has all addresses, the others their own."""
+    targets = [
+        serve.RunTarget(
+            build_app(archive, name=name),
+            name=name,
+            route_prefix="/" if name == "my_model" else f"/predictions/{name}",
+        )
+        for name, archive in archives.items()
+    ]
+    serve.run_many(targets)
+    with TorchServe(models=archives, token_auth=False, startup_timeout=300) as torchserve:
+        yield torchserve.inference_address, ray_address
+
+
+def ask(address: str, method: str, path: str, **options: Any) -> tuple[int, Any, dict[str, str]]:
+    """Status, body (parsed, where it is JSON), and the headers that a handler can set."""
+    answer = requests.request(method, address + path, timeout=60, **options)
+    body: Any = answer.content
+    if answer.headers.get("content-type") == "application/json":
+        body = answer.json()
+    kept = ("content-type", "x-answer")
+    return answer.status_code, body, {k: answer.headers[k] for k in kept if k in answer.headers}
+
+
+def assert_same(addresses: tuple[str, str], calls: list[tuple[str, str, dict[str, Any]]]) -> list[int]:
+    """Asks both servers; returns the statuses."""
+    theirs, ours = (
+        [ask(address, method, path, **options) for method, path, options in calls] for address in addresses
+    )
+    different = [
+        f"{call}\n  TorchServe: {a}\n  Ray Serve: {b}"
+        for call, a, b in zip(calls, theirs, ours, strict=True)
+        if a != b
+    ]
+    assert not different, "\n".join(different)
+    return [status for status, _, _ in theirs]
+
+
+TYPES = (
+    None,
+    "application/json",
+    "application/json; charset=utf-8",
+    "APPLICATION/JSON",
+    "text/plain; charset=utf-8",
+    "application/octet-stream",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "multipart/form-data; boundary=abc",
+)
+BODIES = (
+    b'{"input": ["I love this!", "this is awful"]}',
+    b'{"input": ["great day"], "scores": true}',
+    b'{"input": "no list"}',
+    b'{"input": [1]}',
+    b'{"inputs": ["a"]}',
+    b'{"input": []}',
+    b"{",
+    b"[1, 2]",
+    b"null",
+    b"",
+    b"\xff\xfe\x00",
+    "good שלום 😍 bad".encode(),
+    bytes(range(64)),
+    b"a=1&b=%C3%BC+x&a=2&c",
+    b"data=%7B%22input%22%3A+%5B%22great+day%22%5D%7D",
+    b'--abc\r\nContent-Disposition: form-data; name="data"\r\n\r\ngood\r\n--abc--\r\n',
+    b'--abc\r\nContent-Disposition: form-data; name="data"\r\n\r\ncut o',
+)
+
+
+@pytest.mark.parametrize("model", ["my_model", "skeleton", "echo", "text", "image"])
+def test_same_answers(model: str, addresses: tuple[str, str]) -> None:
+    calls = [
+        ("POST", f"/predictions/{model}", {"data": body, "headers": {"Content-Type": type} if type else {}})
+        for type, body in itertools.product(TYPES, BODIES)
+    ]
+    files = {
+        "data": ("a.json", b'{"input": ["great day"]}', "application/json"),
+        "n": ("n", b"\xff\x00"),
+        "t": (None, "ü"),
+    }
+    calls += [
+        ("POST", f"/predictions/{model}", {"files": files, "headers": {"X-Kind": "form"}}),
+        ("POST", f"/predictions/{model}", {"files": {"data": ("p", bytes(64))}}),
+        ("POST", f"/predictions/{model}/1.0", {"data": BODIES[0], "headers": {"X-Kind": "one"}}),
+        ("PUT", f"/predictions/{model}/1.0/more/path", {"data": BODIES[0]}),
+        ("GET", f"/predictions/{model}?a=b", {}),
+        ("POST", f"/predictions/{model}/9.9", {"data": BODIES[0]}),
+    ]
+    statuses = set(assert_same(addresses, calls))
+    wanted = {"my_model": {200, 400}, "skeleton": {503}, "echo": {200}}.get(model, {200, 503})
+    assert statuses == wanted | {404, 500}  # 500: a "%" in a form that stands for nothing
+
+
+def test_same_answers_to_odd_handlers(addresses: tuple[str, str]) -> None:
+    said: list[Any] = [
+        *({"do": "status", "code": code} for code in (201, 204, 302, 404, 418, 500)),
+        *({"do": "prediction", "message": "no good", "code": code} for code in (400, 413, 500, 503)),
+        {"do": "prediction", "message": "", "code": 422},
+        *(
+            {"do": word}
+            for word in ("all", "headers", "raise", "cuda", "memory", "bytes", "text", "number", "nan")
+        ),
+        *({"do": word} for word in ("tensor", "set", "wrong type", "too few")),
+        *([], [1, {"a": None}], {}, "text", 7, None),
+    ]
+    statuses = assert_same(addresses, [("POST", "/predictions/odd", {"json": body}) for body in said])
+    assert {200, 204, 302, 400, 404, 418, 422, 429, 500, 503, 507} <= set(statuses)
+
+
+def test_same_addresses(addresses: tuple[str, str]) -> None:
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        *(("GET", path, {}) for path in ("/ping", "/ping/", "/predictions", "/nowhere", "/models/a/b/c")),
+        ("POST", "/predictions/your_model", {"data": b"x"}),
+        ("POST", "/explanations/your_model", {"data": b"x"}),
+        ("POST", "/predictions/my_model", {"data": b"x" * 7_000_000}),
+    ]
+    assert assert_same(addresses, calls) == [200, 200, 404, 404, 404, 404, 404, 413]
+
+
+def test_a_replica_ends_as_a_worker_does_and_comes_back(addresses: tuple[str, str]) -> None:
+    for fault in ({"do": "exit"}, {"do": "sleep", "seconds": 6}):  # responseTimeout is 3 s
+        assert assert_same(addresses, [("POST", "/predictions/odd", {"json": fault})]) == [500]
+        for address in addresses:
+            with closing(InferenceClient(address)) as client:
+                assert client.predict("odd", {"do": "text"}, retries=20) == "שלום 😍"
+
+
+def test_requests_are_batched(addresses: tuple[str, str], ray_address: str) -> None:
+    def size(_: int) -> int:
+        answer = requests.post(f"{ray_address}/predictions/echo", data=b"x", timeout=60).json()
+        return int(answer["batch"])
+
+    with ThreadPoolExecutor(16) as clients:
+        sizes = list(clients.map(size, range(64)))
+    assert 1 < max(sizes) <= 4
+
+
+def test_the_librarys_clients_work_on_ray(addresses: tuple[str, str], ray_address: str) -> None:
+    with closing(ManagementClient(ray_address)) as management, closing(MetricsClient(ray_address)) as metrics:
+        assert management.list_models() == [{"modelName": "my_model", "modelUrl": "my_model.mar"}]
+        description = management.describe("my_model")
+        with pytest.raises(ApiError) as refused:
+            management.unregister("my_model")
+        counted = metrics.scrape("ts_inference_requests_total")
+        by_status = metrics.scrape("Requests")
+    assert (description["modelVersion"], description["batchSize"]) == ("1.0", 16)
+    assert [worker["status"] for worker in description["workers"]] == ["READY"]
+    assert refused.value.status == 405
+    assert counted["value"].sum() > len(TYPES) * len(BODIES)
+    assert {"Requests2XX", "Requests4XX"} <= {name.removesuffix("_total") for name in by_status["name"]}
+
+
+VERSION = """
+import time
+
+
+def handle(data, context):
+    if data is None:
+        time.sleep(0.5)
+        return None
+    time.sleep(0.01)
+    return ["v" + context.manifest["model"]["modelVersion"]] * len(data)
+"""
+
+
+def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path) -> None:
+    """All requests are answered, without a retry, while a new version comes in and a broken one does not."""
+    old = handlers.pack(folder, "v1", VERSION)
+    new = handlers.pack(folder, "v2", VERSION, version="2.0")
+    broken = handlers.pack(folder, "v3", "raise RuntimeError('no such weights')", version="3.0")
+    options: dict[str, Any] = {"name": "rolling", "route_prefix": "/predictions/rolling"}
+    answers: list[str] = []
+    done = threading.Event()
+
+    def load() -> None:
+        with closing(InferenceClient(ray_address)) as client:
+            while not done.is_set():
+                answers.append(client.predict("rolling", b"x"))
+
+    serve.run(build_app(old, name="rolling", replicas=2), **options)
+    with ThreadPoolExecutor(4) as clients:
+        loads = [clients.submit(load) for _ in range(4)]
+        try:
+            serve.run(build_app(new, name="rolling", replicas=2), **options)
+            after_update = len(answers)
+            with pytest.raises(RuntimeError, match="Deploying application rolling failed"):
+                serve.run(build_app(broken, name="rolling", replicas=2), **options)
+            why = serve.status().applications["rolling"].deployments["Replica"].message
+            assert "no such weights" in why
+            seen = len(answers)
+            while len(answers) < seen + 50 and not any(load.done() for load in loads):
+                time.sleep(0.05)
+        finally:
+            done.set()
+        for running in loads:
+            running.result()  # raises what a client met
+    assert answers[0] == "v1.0" and set(answers) == {"v1.0", "v2.0"}
+    assert set(answers[after_update + 8 :]) == {"v2.0"}
+    serve.delete("rolling")
+
+
+def test_what_cannot_carry_over_is_said(folder: Path) -> None:
+    sequence = handlers.pack(folder, "sequence", VERSION, config="sequenceBatching: true\n")
+    with pytest.raises(ArchiveError, match=r"asks for sequenceBatching, .* stay with TorchServe"):
+        build_app(sequence)
+    devices = handlers.pack(folder, "devices", VERSION, config="deviceIds: [1]\n")
+    with pytest.warns(UserWarning, match="deviceIds, which means nothing here: Ray chooses"):
+        build_app(devices)
+    (folder / "needs.txt").write_text("emoji\n")
+    needs = handlers.pack(folder, "needs", VERSION, arguments=["-r", str(folder / "needs.txt")])
+    with pytest.warns(UserWarning, match=r"needs\.txt, which is not installed"):
+        build_app(needs)
+
+
+def test_settings_become_rays(folder: Path) -> None:
+    config = "minWorkers: 2\nmaxWorkers: 5\nbatchSize: 8\njobQueueSize: 7\ndeviceType: gpu\n"
+    options = build_app(handlers.pack(folder, "gpu", VERSION, config=config))._bound_deployment
+    scaling = options._deployment_config.autoscaling_config
+    assert scaling is not None and (scaling.min_replicas, scaling.max_replicas) == (2, 5)
+    assert options.max_ongoing_requests == 16 and options.max_queued_requests == 7
+    assert options.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
+    with pytest.raises(ArchiveError, match="3 to 2 replicas"):
+        build_app(folder / "gpu.mar", replicas=(3, 2))
+
+
+def test_a_broken_archive_has_a_sentence(folder: Path) -> None:
+    (folder / "cut.mar").write_bytes(handlers.pack(folder, "whole", VERSION).read_bytes()[:-30])
+    with pytest.raises(ArchiveError, match="is not a model archive"):
+        build_app(folder / "cut.mar")
+
+
+def test_the_kubernetes_manifest_is_strictly_valid(mar: Path) -> None:
+    """Its pods by Kubernetes' own schema, its Serve config by Ray's, its arguments by `build_app`."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    from ray.serve.schema import ServeDeploySchema
+
+    service = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **group["template"]}
+        kubernetes_validate.validate(pod, "1.34", strict=True)
+    assert cluster["rayVersion"] == ray.__version__
+    [application] = ServeDeploySchema.model_validate(
+        yaml.safe_load(service["spec"]["serveConfigV2"])
+    ).applications
+    module, _, function = application.import_path.partition(":")
+    built = getattr(importlib.import_module(module), function)({**application.args, "mar": str(mar)})
+    scaling = built._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (2, 16)
+
+
+def test_ray_is_optional() -> None:
+    script = (
+        "import sys, tutorial_lib, tutorial_lib.testing; assert 'ray' not in sys.modules;"
+        "sys.modules['ray'] = None; import tutorial_lib.ray_app"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "pip install -c constraints.txt '.[ray]'" in run.stderr, run.stderr
+    assert json.dumps(run.returncode) == "1"

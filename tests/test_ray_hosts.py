@@ -1,0 +1,218 @@
+"""Ray Serve over three hosts, one of which is lost under load.
+
+A host is a network namespace with an address of its own on a bridge; Ray knows it as a node. Losing it is
+pulling its cable and killing its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests import handlers
+from tests.conftest import ROOT
+from tutorial_lib import ApiError, InferenceClient, ManagementClient
+
+pytest.importorskip("ray", reason="pip install .[ray]")
+pytestmark = pytest.mark.timeout(600)
+
+HOSTS = 3
+SQUARE = """
+import time
+
+
+def handle(data, context):
+    time.sleep(0.02)
+    return None if data is None else [row["body"] ** 2 for row in data]
+"""
+DEPLOY = """
+import sys
+
+import ray
+from ray import serve
+
+from tutorial_lib.ray_app import build_app
+
+address, mar = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+serve.start(proxy_location="EveryNode", http_options={"host": "0.0.0.0", "port": 8000})
+serve.run(build_app(mar, replicas=3))
+print(len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}), "hosts")
+"""
+
+
+def ip(*arguments: str) -> str:
+    run = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    if run.returncode:
+        raise OSError(f"ip {' '.join(arguments)}: {run.stderr.strip()}")
+    return run.stdout
+
+
+class Network:
+    """Namespaces on a bridge, each with a cable (a veth pair) and an address; this process has one too."""
+
+    def __init__(self) -> None:
+        self._id = f"{os.getpid() % 100_000}"
+        self.bridge = f"br{self._id}"
+        self._subnet = f"10.{200 + os.getpid() % 50}.{os.getpid() % 250}"
+
+    def namespace(self, host: int) -> str:
+        return f"host{host}-{self._id}"
+
+    def address(self, host: int) -> str:
+        return f"{self._subnet}.{host}"
+
+    def up(self) -> None:
+        ip("link", "add", self.bridge, "type", "bridge")
+        ip("addr", "add", f"{self._subnet}.254/24", "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+        for host in range(1, HOSTS + 1):
+            namespace, cable = self.namespace(host), f"v{host}-{self._id}"
+            ip("netns", "add", namespace)
+            ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+            ip("link", "set", cable, "master", self.bridge, "up")
+            ip("-n", namespace, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            ip("-n", namespace, "link", "set", "eth0", "up")
+            ip("-n", namespace, "link", "set", "lo", "up")
+
+    def down(self) -> None:
+        for host in range(1, HOSTS + 1):
+            subprocess.run(["ip", "link", "del", f"v{host}-{self._id}"], capture_output=True)
+            self.kill(host)
+            subprocess.run(["ip", "netns", "del", self.namespace(host)], capture_output=True)
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
+
+    def lose(self, host: int) -> None:
+        ip("link", "set", f"v{host}-{self._id}", "down")
+        self.kill(host)
+
+    def pids(self, host: int) -> set[int]:
+        try:
+            return {int(pid) for pid in ip("netns", "pids", self.namespace(host)).split()}
+        except OSError:
+            return set()
+
+    def kill(self, host: int) -> None:
+        while pids := self.pids(host):
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    if sys.platform != "linux" or shutil.which("ip") is None:
+        pytest.skip("hosts are network namespaces: they need Linux and iproute2 (apt install iproute2)")
+    made = Network()
+    try:
+        try:
+            made.up()
+        except OSError as error:
+            pytest.skip(f"network namespaces can't be made here: {error}")
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture(scope="module")
+def cluster(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """A Ray cluster with the archive served on each host; yields the hosts' HTTP addresses."""
+    folder = tmp_path_factory.mktemp("hosts")
+    config = "batchSize: 2\nmaxBatchDelay: 5\n"
+    mar = handlers.pack(folder, "square", SQUARE, config=config)
+    sessions = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Unix sockets live in it
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_health_check_period_ms": "1000",  # a host that is silent for some 15 s is given up
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "4",
+    }
+    head = f"{network.address(1)}:6379"
+
+    def on(host: int, *command: str) -> None:
+        inside = ["ip", "netns", "exec", network.namespace(host), *command]
+        run = subprocess.run(inside, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        assert run.returncode == 0, run.stdout + run.stderr
+
+    ray = str(Path(sys.executable).parent / "ray")
+    common = ("--num-cpus=4", "--disable-usage-stats", f"--object-store-memory={10**8}")
+    try:
+        on(1, ray, "start", "--head", f"--node-ip-address={network.address(1)}", "--port=6379", *common,
+           "--include-dashboard=false", f"--temp-dir={sessions}")  # fmt: skip
+        for host in range(2, HOSTS + 1):
+            on(host, ray, "start", f"--address={head}", f"--node-ip-address={network.address(host)}", *common)
+        on(1, sys.executable, "-c", DEPLOY, head, str(mar))
+        yield [f"http://{network.address(host)}:8000" for host in range(1, HOSTS + 1)]
+    finally:
+        for host in range(1, HOSTS + 1):
+            network.kill(host)
+        shutil.rmtree(sessions, ignore_errors=True)
+
+
+def hosts_of_replicas(network: Network, address: str) -> list[int]:
+    with closing(ManagementClient(address)) as management:
+        pids = [worker["pid"] for worker in management.describe("my_model")["workers"]]
+    return sorted(host for host in range(1, HOSTS + 1) for pid in pids if pid in network.pids(host))
+
+
+def test_a_lost_host_loses_no_answer(network: Network, cluster: list[str]) -> None:
+    """Clients get all their answers, asking again where they must; the replica comes back elsewhere."""
+    assert hosts_of_replicas(network, cluster[0]) == [1, 2, 3]
+    for address in cluster:  # each host takes requests
+        with closing(InferenceClient(address)) as client:
+            assert client.predict("my_model", 3) == 9
+    done = threading.Event()
+    answered = [0, 0, 0, 0]
+
+    def load(client_number: int) -> None:
+        with closing(InferenceClient(cluster[client_number % 2])) as client:
+            while not done.is_set():
+                number = 4 * answered[client_number] + client_number
+                assert client.predict("my_model", number, timeout=5, retries=20) == number**2
+                answered[client_number] += 1
+
+    def wait_for(hosts: list[int]) -> None:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                found = hosts_of_replicas(network, cluster[0])
+            except ApiError as error:
+                found = [error.status]
+            if len(found) == HOSTS and set(found) <= set(hosts):
+                return
+            assert time.monotonic() < deadline, f"replicas are on {found}"
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(4) as clients:
+        loads = [clients.submit(load, number) for number in range(4)]
+        try:
+            time.sleep(2)
+            before = sum(answered)
+            network.lose(3)
+            wait_for([1, 2])
+            recovered = sum(answered)
+            time.sleep(2)
+        finally:
+            done.set()
+        for running in loads:
+            running.result()  # raises what a client met: a wrong answer, or none
+    assert 0 < before < recovered < sum(answered)
