@@ -1,0 +1,216 @@
+"""What deploy/ has for monitoring, against the real things: promtool, Prometheus, TorchServe."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.conftest import ROOT
+from tutorial_lib import ApiError, TorchServe
+from tutorial_lib.export import EMBEDDED
+
+DEPLOY = ROOT / "deploy"
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="Prometheus is not installed (Debian: apt-get install --no-install-recommends prometheus)",
+)
+
+
+def eventually(true: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.2)
+    return found
+
+
+def expressions() -> dict[str, str]:
+    """Every PromQL expression of the rules and the dashboard, by its title."""
+    groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    rules = {
+        r.get("alert") or f"{r['record']} {r.get('labels')}": r["expr"] for g in groups for r in g["rules"]
+    }
+    panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
+    shown = {f"{p['title']} {t['refId']}": t["expr"] for p in panels for t in p["targets"]}
+    return rules | {title: expr.replace("$__rate_interval", "1m") for title, expr in shown.items()}
+
+
+@pytest.fixture(scope="module")
+def server(mar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A server whose metrics file and JSON logs are the ones of this repository."""
+    config = {
+        "metrics_config": ROOT / "metrics.yaml",
+        "vmargs": f"-Dlog4j.configurationFile={(DEPLOY / 'log4j2-json.xml').as_uri()}",
+    }
+    with TorchServe(models={"my_model": mar}, config=config) as running:
+        yield running
+
+
+def counters(server: TorchServe) -> dict[str, float]:
+    """The handler's counters, once the worker's lines have come through; labels apart."""
+    found = server.metrics.scrape("handler_")
+    return {
+        row["labels"].get("label", row["name"].removeprefix("handler_").removesuffix("_total")): row["value"]
+        for row in found.to_dict("records")
+    }
+
+
+def test_the_handler_counts_what_it_was_sent(server: TorchServe) -> None:
+    before = counters(server)
+    server.inference.predict("my_model", {"input": ["I love this!", "awful", "a b c d e f g h"]})
+    with pytest.raises(ApiError):
+        server.inference.predict("my_model", b"not JSON")
+    now = eventually(lambda: (c := counters(server)).get("refused", 0) > before.get("refused", 0) and c)
+    grown = {name: value - before.get(name, 0) for name, value in now.items()}
+    assert (grown["requests"], grown["refused"], grown["texts"]) == (2, 1, 3)
+    assert grown["tokens"] > 3 * 3 and grown["padding"] > 0
+    assert 1 < grown["confidence"] <= 3
+    assert sum(grown.get(label, 0) for label in ("Positive", "Neutral", "Negative")) == 3
+    row = server.metrics.scrape("handler_texts_total").iloc[0]
+    assert row["labels"].items() >= {"model_version": "1.0", "ModelName": "my_model"}.items()
+
+
+def test_the_handler_describes_itself(server: TorchServe) -> None:
+    described = server.management.describe("my_model", customized=True)["customizedMetadata"]
+    assert described["labels"] == ["Negative", "Neutral", "Positive"] and described["max_tokens"] == 128
+
+
+def test_logs_are_json_and_a_request_is_found_by_its_id(server: TorchServe) -> None:
+    answer = requests.post(
+        f"{server.inference_address}/predictions/my_model",
+        json={"input": ['quotes " and\nlines']},
+        headers={"Authorization": f"Bearer {server.token('inference')}"},
+        timeout=60,
+    )
+    log = server.log_dir / "model_log.log"
+    eventually(lambda: answer.headers["x-request-id"] in log.read_text())
+    for name in ("access_log.log", "model_log.log", "ts_log.log"):
+        lines = (server.log_dir / name).read_text().splitlines()
+        assert lines
+        for line in lines:
+            assert {"time", "level", "thread", "logger", "message"} <= json.loads(line).keys()
+
+
+def test_metrics_yaml_has_all_that_torchserve_has_by_itself() -> None:
+    import ts
+
+    own = yaml.safe_load((Path(ts.__file__).parent / "configs" / "metrics.yaml").read_text())
+    ours = yaml.safe_load((ROOT / "metrics.yaml").read_text())
+    assert ours["ts_metrics"] == own["ts_metrics"]
+    assert ours["model_metrics"]["gauge"] == own["model_metrics"]["gauge"]
+
+
+def test_rules_and_dashboard_ask_only_for_metrics_that_are_declared() -> None:
+    declared = re.findall(r"name: (\w+)", (ROOT / "metrics.yaml").read_text())
+    asked = {
+        name for e in expressions().values() for name in re.findall(r"\b(?:[A-Z]\w+|(?:ts|handler)_\w+)", e)
+    }
+    labels = {"ModelName", "WorkerName", "ALERTS"}
+    assert asked - labels <= set(declared)
+    assert {name for name in declared if name.startswith("handler_")} - asked == {"handler_refused_total"}
+
+
+def test_the_drift_rules_have_the_cards_numbers() -> None:
+    card = json.loads((EMBEDDED / "metrics.json").read_text())["test"]
+    rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][-1]["rules"]
+    said = {
+        rule["labels"]["label"]: rule["expr"] for rule in rules if rule.get("record") == "card:label:share"
+    }
+    labels = json.loads((ROOT / "index_to_name.json").read_text())
+    assert said == {labels[str(i)]: f"vector({share})" for i, share in enumerate(card["label_mix"])}
+    assert f"vector({card['mean_confidence']})" in [rule["expr"] for rule in rules if "record" in rule]
+
+
+@needs_prometheus
+def test_the_rules_fire_when_they_should(tmp_path: Path) -> None:
+    for file in (DEPLOY / "alerts.yml", ROOT / "tests" / "alerts_test.yml"):
+        shutil.copy(file, tmp_path)
+    run = subprocess.run(
+        ["promtool", "test", "rules", "alerts_test.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.fixture
+def prometheus(server: TorchServe, tmp_path: Path) -> Iterator[str]:
+    """A Prometheus of its own, with this repository's configuration, on a free port and for this server."""
+    (tmp_path / "key").write_text("any")
+    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
+    config = (DEPLOY / "prometheus.yml").read_text()
+    for place, here in (
+        ("torchserve:8082", server.metrics_address.removeprefix("http://")),
+        ("/run/keys/inference", str(tmp_path / "key")),
+        ("15s", "1s"),
+    ):
+        assert place in config
+        config = config.replace(place, here)
+    (tmp_path / "prometheus.yml").write_text(config)
+    check = subprocess.run(
+        ["promtool", "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={tmp_path / 'prometheus.yml'}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+@needs_prometheus
+def test_a_real_prometheus_scrapes_and_evaluates_all_rules(server: TorchServe, prometheus: str) -> None:
+    def ask(expression: str) -> list[dict[str, Any]]:
+        try:
+            answer = requests.get(
+                f"{prometheus}/api/v1/query", params={"query": expression}, timeout=10
+            ).json()
+        except requests.ConnectionError:
+            return []
+        assert answer["status"] == "success", f"{expression}: {answer}"
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    eventually(lambda: ask('up{job="torchserve"} == 1'))
+
+    for _ in range(3):
+        server.inference.predict("my_model", {"input": ["good", "bad"]})
+    eventually(
+        lambda: [float(r["value"][1]) for r in ask("handler_texts_total")] == [counters(server)["texts"]]
+    )
+    assert eventually(lambda: ask("rate(handler_texts_total[1m]) / rate(handler_requests_total[1m]) > 0"))
+    for expression in expressions().values():
+        ask(expression)
+    eventually(lambda: ask("handler:label:share1h") and ask("card:label:share"))
+
+    rules = requests.get(f"{prometheus}/api/v1/rules", timeout=10).json()["data"]["groups"]
+    assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
+    assert not [
+        alert for alert in ask('ALERTS{alertstate="firing"}') if alert["metric"]["severity"] == "page"
+    ]

@@ -1,0 +1,187 @@
+"""What the server refuses: unaccounted archives, foreign addresses, old tokens, other certificates."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import trustme
+
+from tests.conftest import eventually, folders
+from tutorial_lib import (
+    ApiError,
+    ArchiveError,
+    InferenceClient,
+    TorchServe,
+    archive_sha256,
+    build_archive,
+    read_manifest,
+)
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive whose handler gives back what it gets."""
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "echo.py").write_text(
+        "def handle(data, context):\n    return data and [bytes(row['body']).decode() for row in data]\n"
+    )
+    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
+
+
+def changed(mar: Path, target: Path) -> Path:
+    """The same archive with a line more in its handler, as someone with access to the store would add it."""
+    with zipfile.ZipFile(mar) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            more = b"\n# changed\n" if entry.filename.endswith(".py") else b""
+            new.writestr(entry, old.read(entry) + more)
+    return target
+
+
+def test_a_changed_archive_is_refused_and_nothing_starts(echo: Path, tmp_path: Path) -> None:
+    before = folders()
+    store = tmp_path / "store"
+    store.mkdir()
+    mar = changed(echo, store / "echo.mar")
+    expected = archive_sha256(echo)
+    assert read_manifest(echo, sha256=expected.upper())["model"]["modelName"] == "echo"
+    for refused in (
+        lambda: read_manifest(mar, sha256=expected),
+        TorchServe(models={"m": mar}, sha256={"m": expected}).start,
+    ):
+        with pytest.raises(ArchiveError, match=f"store/echo.mar is not .*{expected} was expected") as raised:
+            refused()
+        assert archive_sha256(mar) in str(raised.value)
+    assert folders() == before
+
+
+def test_what_was_checked_is_what_is_served(echo: Path, tmp_path: Path) -> None:
+    """The server serves its own copy: a change after the check, and another archive, stay outside."""
+    store = tmp_path / "store"
+    store.mkdir()
+    mar = store / "echo.mar"
+    shutil.copyfile(echo, mar)
+    with TorchServe(models={"m": mar}, sha256={"m": archive_sha256(echo)}, model_api=True) as server:
+        changed(echo, mar)
+        server.management.scale("m", min_worker=2)
+        assert server.inference.predict("m", b"hi") == "hi"
+        for foreign in (changed(echo, store / "other.mar").name, f"file://{mar}"):
+            with pytest.raises(ApiError) as raised:
+                server.management.register(foreign, "foreign")
+            assert raised.value.status == 404
+        for worker in server.management.describe("m")["workers"]:
+            unpacked = Path(psutil.Process(worker["pid"]).cwd())
+            assert (unpacked / "echo.py").read_bytes() == (echo.parent.parent / "echo.py").read_bytes()
+
+
+def test_a_folder_has_one_digest_whatever_its_order_and_each_file_counts(tmp_path: Path) -> None:
+    for name, order in (("one", "ab"), ("two", "ba")):
+        for file in order:
+            (tmp_path / name / "sub").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / "sub" / file).write_text(file)
+    one = archive_sha256(tmp_path / "one")
+    assert archive_sha256(tmp_path / "two") == one
+    (tmp_path / "two" / "sub" / "a").rename(tmp_path / "two" / "a")
+    assert archive_sha256(tmp_path / "two") != one
+
+
+def test_a_folder_archive_is_checked_and_served(tmp_path: Path) -> None:
+    (tmp_path / "h.py").write_text("def handle(data, context):\n    return data and ['ok'] * len(data)\n")
+    folder = build_archive(
+        "h", handler=tmp_path / "h.py", export_path=tmp_path / "store", archive_format="no-archive"
+    )
+    with TorchServe(models={"m": folder}, sha256={"m": archive_sha256(folder)}) as server:
+        assert server.inference.predict("m", b"") == "ok"
+
+
+def test_every_model_must_be_accounted_for(echo: Path) -> None:
+    with pytest.raises(ArchiveError, match="sha256= has nothing for b, c"):
+        TorchServe(models={"a": echo, "c": echo, "b": echo}, sha256={"a": archive_sha256(echo)})
+    with pytest.raises(ArchiveError, match="Leave model_store= out"):
+        TorchServe(models={"a": echo}, sha256={"a": archive_sha256(echo)}, model_store=echo.parent)
+    with pytest.raises(ArchiveError, match=r"There is no archive missing\.mar"):
+        archive_sha256("missing.mar")
+
+
+@pytest.fixture(scope="module")
+def strict(echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """https with a certificate of a new authority, and tokens that live for 6 seconds."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA(key_type=trustme.KeyType.RSA)
+    certificate = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.RSA)
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    for blob in (*certificate.cert_chain_pems, authority.cert_pem):
+        blob.write_to_path(folder / "certificate.pem", append=True)
+    files = {"private_key_file": folder / "key.pem", "certificate_file": folder / "certificate.pem"}
+    with TorchServe(
+        models={"m": echo}, model_api=True, config={**files, "token_expiration_min": 0.1}
+    ) as server:
+        yield server
+
+
+def test_https_is_verified(strict: TorchServe) -> None:
+    assert strict.inference_address.startswith("https://127.0.0.1:")
+    assert strict.inference.predict("m", b"hi") == "hi"
+    assert not strict.metrics.scrape("ts_").empty
+    with pytest.raises(ApiError, match="give the client verify="):
+        InferenceClient(strict.inference_address, token=strict.token("inference")).ping()
+    with pytest.raises(ApiError, match="verify="):  # signed for 127.0.0.1 alone
+        InferenceClient(
+            strict.inference_address.replace("127.0.0.1", "localhost"), verify=strict.inference._verify
+        ).ping()
+    with pytest.raises(ApiError):
+        InferenceClient(strict.inference_address.replace("https", "http")).ping()
+
+
+def test_an_expired_token_is_refused_and_the_client_renews_its_own(strict: TorchServe) -> None:
+    strict.inference.ping()
+    old = strict.token("inference")
+    verify = strict.inference._verify
+    plain = InferenceClient(strict.inference_address, token=old, verify=verify)
+
+    def expired() -> bool:
+        try:
+            return not plain.ping()
+        except ApiError as error:
+            assert error.kind == "InvalidKeyException" and "missing, wrong or expired" in str(error)
+            return True
+
+    eventually(expired, 20)
+    assert strict.token("inference") == old  # nobody renewed it, it only grew old
+    assert strict.inference.predict("m", b"hi") == "hi"
+    assert strict.token("inference") != old
+    assert strict.management.list_models() != []  # as does the other kind
+
+
+def test_no_address_is_allowed_and_the_sentence_says_how(strict: TorchServe) -> None:
+    for url in ("http://127.0.0.1:9/x.mar", "file:///x.mar"):
+        with pytest.raises(ApiError, match="allowed_urls") as raised:
+            strict.management.register(url, "foreign")
+        assert raised.value.status == 404
+
+
+def test_a_workflow_is_not_fetched_either(server: TorchServe) -> None:
+    """TorchServe's switch for the model API does not cover workflows; allowed_urls does."""
+    answer = requests.post(
+        f"{server.management_address}/workflows",
+        params={"url": "http://127.0.0.1:9/x.war"},
+        headers={"Authorization": f"Bearer {server.token('management')}"},
+        timeout=30,
+    )
+    assert answer.status_code == 404 and "does not match any allowed URL" in answer.json()["message"]
+
+
+def test_the_key_file_is_the_owners_alone(server: TorchServe) -> None:
+    path = server._key_file.path
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_only_loopback_is_listened_on(server: TorchServe) -> None:
+    java = next(p for p in psutil.Process(server.pid).children() if p.name().startswith("java"))
+    listening = {c.laddr.ip for c in java.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
