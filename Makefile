@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 MODEL_ID ?= embedded
 BIN = .venv/bin
 
-.PHONY: help setup run lab test lint outputs clean
+.PHONY: help setup run lab test container lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,11 +14,11 @@ setup: .venv/installed  ## make .venv with everything in it
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev,ray]'
 	touch $@
 
-run: setup  ## run the whole course, and bind build/book/index.html  [MODEL_ID=…]
-	$(BIN)/python book/run.py --model-id '$(MODEL_ID)'
+run: setup  ## run the whole course, and bind build/book/index.html  [MODEL_ID=… CHAPTERS="00 01"]
+	$(BIN)/python book/run.py --model-id '$(MODEL_ID)' $(CHAPTERS)
 
 lab: setup  ## step through the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_check_your_machine.ipynb
@@ -26,6 +26,10 @@ lab: setup  ## step through the notebooks in JupyterLab
 test: setup lint  ## every test: library, handler, real servers, notebooks
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:doctest -o addopts= --durations=6 notebooks
+
+container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
+	deploy/setup.sh
+	$(BIN)/python -m pytest -m container
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

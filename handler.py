@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from ts.metrics.dimension import Dimension
 from ts.torch_handler.base_handler import BaseHandler
 
 logger = logging.getLogger(__name__)
 logger.info("Transformers version %s", transformers.__version__)
 
-DEFAULTS = {"max_texts": 1000, "forward_size": 32, "log_texts": False}
+DEFAULTS = {"max_texts": 1000, "forward_size": 32, "log_texts": False, "metrics": False}
 
 # A Python tokenizer's work grows with the square of a word's length and it remembers every word it
 # met. Neither may be in the hands of a client.
@@ -90,9 +91,15 @@ class ModelHandler(BaseHandler):
     def handle(self, data, context):
         """A batch of requests in, one answer for each out, in order."""
         self.context = context
+        if len(data) == 1 and self._is_describe():
+            return [self.describe_handle()]
+        logger.info("Requests %s", " ".join((getattr(context, "request_ids", None) or {}).values()))
         parsed = self.preprocess(data)
         texts = [text for item in parsed if "texts" in item for text in item["texts"]]
-        return self.postprocess(parsed, self.inference(texts))
+        probabilities = self.inference(texts)
+        if self.options["metrics"]:
+            self._report_metrics(parsed, probabilities)
+        return self.postprocess(parsed, probabilities)
 
     def preprocess(self, requests):
         """Reads each request of a batch.
@@ -140,6 +147,7 @@ class ModelHandler(BaseHandler):
         costs as much as a row of words.
         """
         ids = [self._tokenize(text) for text in texts]
+        self.tokens, self.slots = sum(map(len, ids)), 0  # for _report_metrics
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         probabilities = torch.empty(len(texts), self.model.config.num_labels)
         size = self.options["forward_size"]
@@ -147,6 +155,7 @@ class ModelHandler(BaseHandler):
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
                 inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt")
+                self.slots += inputs["input_ids"].numel()
                 logits = self.model(**inputs.to(self.device)).logits
                 probabilities[rows] = logits.softmax(dim=-1).cpu()
         logger.info("Predictions successfully created")
@@ -181,3 +190,34 @@ class ModelHandler(BaseHandler):
         if self.options["log_texts"]:
             logger.info("PREDICTED LABELS: %s", answers)
         return answers
+
+    def describe_handle(self):
+        """What a description with customized=true adds: what this model answers, and how."""
+        labels = [self.mapping[index] for index in sorted(self.mapping)]
+        return {"labels": labels, "max_tokens": self.max_tokens, "options": self.options}
+
+    def _report_metrics(self, parsed, probabilities):
+        """Adds this batch to the counters that metrics.yaml declares.
+
+        Counters only: shares and means are ratios of their rates, and so hold for any time and any
+        number of workers. Each is a line that the frontend parses, hence none for each text.
+        """
+        metrics = getattr(self.context, "metrics", None)
+        if metrics is None:  # in a notebook, with no server
+            return
+        confidences, classes = probabilities.max(dim=-1)
+        counts = [
+            ("handler_requests_total", len(parsed), {}),
+            ("handler_refused_total", sum("error" in item for item in parsed), {}),
+            ("handler_texts_total", len(probabilities), {}),
+            ("handler_tokens_total", self.tokens, {}),
+            ("handler_padding_total", self.slots - self.tokens, {}),
+            ("handler_confidence_total", round(float(confidences.sum()), 3), {}),
+        ]
+        for index, count in enumerate(classes.bincount().tolist()):
+            counts.append(("handler_labels_total", count, {"label": self.mapping[index]}))
+        version = self.manifest["model"].get("modelVersion", "")
+        for name, count, dimensions in counts:
+            if count:
+                own = [Dimension(*pair) for pair in {**dimensions, "model_version": version}.items()]
+                metrics.add_metric(name, count, "count", dimensions=own)

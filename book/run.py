@@ -2,6 +2,7 @@
 
 python book/run.py                        executed copies in build/notebooks, the book in build/book
 python book/run.py --model-id OWNER/NAME  the same with another model
+python book/run.py 00 01                  only these chapters
 python book/run.py --in-place             only refresh the outputs of the notebooks themselves
 """
 
@@ -24,6 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class ChapterFailed(Exception):
     """A cell failed; the message says which, and how."""
+
+
+def find_chapters(folder: Path, numbers: list[str]) -> list[Path]:
+    """The chapters of a folder in order: all of them, or those with these numbers.
+
+    Raises:
+        ValueError: a number that no chapter has.
+    """
+    chapters = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if unknown := [number for number in numbers if number not in chapters]:
+        raise ValueError(f"there is no chapter {', '.join(unknown)}; there are {', '.join(chapters)}")
+    return [path for number, path in chapters.items() if not numbers or number in numbers]
 
 
 def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: str) -> Any:
@@ -58,7 +71,8 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
         ) from None
     _drop_run_metadata(notebook)
     nbformat.write(notebook, target)
-    print(f"{title:34} {time.monotonic() - started:5.1f} s", flush=True)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    print(f"{title:34} {cells:3} cells {time.monotonic() - started:6.1f} s", flush=True)
     return notebook
 
 
@@ -82,8 +96,8 @@ def bind(executed: Path, book: Path) -> Path:
     Raises:
         ChapterFailed: Sphinx refused; the message is what it said.
     """
-    for page in ("conf.py", "index.md"):
-        shutil.copyfile(ROOT / "book" / page, executed / page)
+    for page in (ROOT / "book/conf.py", ROOT / "book/index.md", *(ROOT / "notebooks").glob("*.svg")):
+        shutil.copyfile(page, executed / page.name)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(executed), str(book)]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
@@ -101,6 +115,7 @@ def predictions(notebook: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs the course.")
+    parser.add_argument("chapters", nargs="*", help="numbers, as 00 05 (default: all)")
     parser.add_argument("--model-id", help="the model to take down the road (default: the notebooks')")
     parser.add_argument("--in-place", action="store_true", help="refresh the notebooks' own outputs")
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="the chapters' folder")
@@ -108,7 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
-    chapters = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    try:
+        chapters = find_chapters(args.notebooks, args.chapters)
+    except ValueError as error:
+        parser.error(str(error))
     executed = args.notebooks if args.in_place else args.build / "notebooks"
     parameters = {"MODEL_ID": args.model_id} if args.model_id else {}
     if not args.in_place:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 os.chdir(ROOT)
-sys.path.insert(0, str(ROOT / "notebooks"))  # for exercises.py: it was on the path as "", the folder just left
+sys.path.insert(0, str(ROOT / "notebooks"))  # for exercises: it was on the path as "", the folder just left
 Path("build").mkdir(exist_ok=True)
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 logging.disable_progress_bar()

@@ -1,15 +1,74 @@
-"""One exported model, one archive and one running server for all tests."""
+"""One exported model, one archive and one running server for all tests, and what servers leave behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tutorial_lib import TorchServe, build_archive, export_model
+from tutorial_lib import EngineNotFound, TorchServe, build_archive, export_model, find_engine
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = {"input": ["I love this!"]}
+
+
+def folders() -> set[Path]:
+    """The temporary folders that servers of this run have now."""
+    return set(Path(tempfile.gettempdir()).glob("ts-*-*-*"))
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """A process and all that it started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+def eventually(true: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until it is true, and fails where it has not become so in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temp() -> Iterator[None]:
+    """A temporary folder of this run's own: what is left in it was left by these tests."""
+    with (
+        tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
+# Ray reads these when it is imported: a token of this run's own (else it keeps one in the home folder), and
+# no reports of its use to its makers.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `container` build an image, which takes minutes: they run with `-m container`."""
+    marked = [item for item in items if "container" in item.keywords]
+    if config.getoption("-m") or not marked:
+        return
+    try:
+        reason = f"{find_engine().name} is here: `make container` builds the image and runs these"
+    except EngineNotFound as error:
+        reason = f"`make container` runs these. {error}"
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

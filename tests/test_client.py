@@ -1,17 +1,30 @@
-"""The clients against a stand-in that answers as told, so that each error and header can be seen."""
+"""The clients against a stand-in that answers as told, so that each error and header can be seen.
+
+At the end, against a real server: the whole management API, and anything that a caller may get wrong.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tutorial_lib import ApiError, InferenceClient, KeyFile, ManagementClient, MetricsClient
+from tutorial_lib import (
+    ApiError,
+    InferenceClient,
+    KeyFile,
+    ManagementClient,
+    MetricsClient,
+    TorchServe,
+    build_archive,
+)
 
 
 class Seen(NamedTuple):
@@ -88,13 +101,28 @@ def test_how_data_is_sent(data: Any, content_type: str | None, body: bytes, stan
 
 
 def test_names_and_versions_are_quoted(stand_in: StandIn) -> None:
-    InferenceClient(stand_in.address + "/").predict("a b/c", b"", version="1/2")
-    assert stand_in.seen[0].path == "/predictions/a%20b%2Fc/1%2F2"
+    InferenceClient(stand_in.address + "/").predict("a b?c", b"", version="1#2")
+    assert stand_in.seen[0].path == "/predictions/a%20b%3Fc/1%232"
 
 
 def test_an_answer_that_is_not_json_is_text(stand_in: StandIn) -> None:
     stand_in.answers = [(200, b"Positive!")]
     assert InferenceClient(stand_in.address).predict("m", b"") == "Positive!"
+
+
+@pytest.mark.parametrize("status", [500, 507])  # it crashed; it was killed
+def test_a_retry_asks_again_where_a_worker_died_and_nowhere_else(status: int, stand_in: StandIn) -> None:
+    client = InferenceClient(stand_in.address)
+    stand_in.fail(status, "InternalServerException", "Worker died.")
+    with pytest.raises(ApiError, match=r"try again|Try again"):
+        client.predict("m", b"")
+    assert len(stand_in.seen) == 1
+    stand_in.answers.append((200, b"[1]"))
+    assert client.predict("m", b"", retries=1) == [1] and len(stand_in.seen) == 3
+    stand_in.fail(503, "InternalServerException", "Prediction failed")
+    with pytest.raises(ApiError, match="Prediction failed"):
+        client.predict("m", b"", retries=1)
+    assert len(stand_in.seen) == 4
 
 
 @pytest.mark.parametrize(
@@ -106,9 +134,15 @@ def test_an_answer_that_is_not_json_is_text(stand_in: StandIn) -> None:
         (409, "ConflictStatusException", "already registered", "unregister it first"),
         (413, "RequestEntityTooLargeException", "too large", "max_request_size"),
         (500, "InternalServerException", "Worker died.", "responseTimeout"),
-        (503, "ServiceUnavailableException", "No worker is available to serve request", "scale the model"),
+        (
+            503,
+            "ServiceUnavailableException",
+            "No worker is available to serve request",
+            "or the queue is full",
+        ),
         (503, "InternalServerException", "Prediction failed", "first traceback"),
         (507, "InternalServerException", "Out of resources", "out of memory"),
+        (507, "InternalServerException", "Worker died.", "was killed"),
     ],
 )
 def test_an_error_says_what_to_do(
@@ -137,8 +171,14 @@ def test_a_200_that_is_not_torchserves_is_an_api_error(content: bytes, stand_in:
         ManagementClient(stand_in.address).list_models,
         lambda: ManagementClient(stand_in.address).describe("m"),
     ):
-        with pytest.raises(ApiError):
+        with pytest.raises(ApiError, match="is not TorchServe"):
             ask()
+
+
+def test_a_page_that_is_no_metrics_is_an_api_error(stand_in: StandIn) -> None:
+    stand_in.answers = [(200, b"<html>a page</html>")]
+    with pytest.raises(ApiError, match="is not TorchServe"):
+        MetricsClient(stand_in.address).scrape()
 
 
 def test_silence_is_a_timeout(stand_in: StandIn) -> None:
@@ -169,7 +209,7 @@ def test_list_models_puts_pages_together(stand_in: StandIn) -> None:
 
 def test_scale_waits_no_longer_than_its_timeout(stand_in: StandIn) -> None:
     loading = [{"workers": [{"status": "READY"}, {"status": "LOADING"}]}]
-    stand_in.answers = [(202, b"{}"), (200, json.dumps(loading).encode())]
+    stand_in.answers = [(202, b'{"status": "Processing"}'), (200, json.dumps(loading).encode())]
     with pytest.raises(ApiError, match=r"1 of 2 workers were READY after 0.3 s"):
         ManagementClient(stand_in.address).scale("m", min_worker=2, timeout=0.3)
     assert stand_in.seen[0][:2] == ("PUT", "/models/m?min_worker=2&max_worker=2")
@@ -183,6 +223,8 @@ def test_samples_become_rows(stand_in: StandIn) -> None:
     ]
     assert len(metrics.scrape()) == 2
     assert list(metrics.scrape("none").columns) == ["name", "labels", "value"]
+    stand_in.answers = [(200, b"# TYPE Requests2XX counter\nRequests2XX 3\n")]
+    assert list(metrics.scrape()["name"]) == ["Requests2XX"]  # as Prometheus has it
 
 
 def keys(path: Path, token: str = "old") -> Path:
@@ -219,3 +261,198 @@ def test_a_key_file_that_is_missing_or_corrupt_is_an_api_error(
     with pytest.raises(ApiError, match=r"key_file\.json can't be read"):
         InferenceClient(stand_in.address, token=KeyFile(path, stand_in.address)).ping()
     assert stand_in.seen == []
+
+
+# Against a real server
+
+HANDLER = """
+class Echo:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        if context.get_request_header(0, "describe") == "True":
+            return [{"labels": ["a", "b"]}]
+        return ["echo"] * len(data)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with two versions of a handler that needs no model, and a file that is no archive."""
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "echo.py").write_text(HANDLER)
+    for version in ("1.0", "2.0"):
+        build_archive(
+            f"echo-{version}", handler=folder / "echo.py", export_path=folder / "store", version=version
+        )
+    (folder / "store" / "text.mar").write_text("no archive")
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def live(store: Path) -> Iterator[TorchServe]:
+    with TorchServe(models={"echo": store / "echo-1.0.mar"}, model_api=True) as running:
+        yield running
+
+
+def test_the_life_of_a_version(live: TorchServe) -> None:
+    """Every management call with its options, each answer of the form that its type says."""
+    management = live.management
+    said = management.register(
+        "echo-2.0.mar",
+        "echo",
+        initial_workers=0,
+        batch_size=4,
+        max_batch_delay=7,
+        response_timeout=11,
+        startup_timeout=12,
+        runtime="python",
+        handler="echo.py",
+    )
+    assert said["status"].startswith('Model "echo" Version: 2.0 registered with 0')
+    second = management.describe("echo", "2.0")
+    options = ("batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "workers")
+    assert [second[option] for option in options] == [4, 7, 11, 12, []]  # type: ignore[literal-required]
+    assert second["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
+
+    assert management.scale("echo", version="2.0", min_worker=1, wait=False)["status"].startswith(
+        "Processing"
+    )
+    assert management.scale("echo", version="2.0", min_worker=1) == {"status": "1 workers are READY"}
+    customized = management.describe("echo", "2.0", customized=True)
+    assert customized["customizedMetadata"] == {"labels": ["a", "b"]}
+    assert "customizedMetadata" not in management.describe("echo", "2.0")
+
+    assert "2.0" in management.set_default("echo", "2.0")["status"]
+    assert management.describe("echo")["modelVersion"] == "2.0"
+    assert {d["modelVersion"] for d in management.describe_all("echo")} == {"1.0", "2.0"}
+    with pytest.raises(ApiError, match="set_default") as refused:
+        management.unregister("echo")
+    assert refused.value.status == 403
+    management.set_default("echo", "1.0")
+    assert management.unregister("echo", "2.0") == {"status": 'Model "echo" unregistered'}
+
+
+def test_the_list_has_pages(live: TorchServe) -> None:
+    management = live.management
+    for name in ("b", "a"):
+        management.register("echo-2.0.mar", name, initial_workers=0)
+    first = management.list_page(limit=2)
+    assert [entry["modelName"] for entry in first["models"]] == ["a", "b"]
+    second = management.list_page(limit=2, next_page_token=first["nextPageToken"])
+    assert second == {"models": [{"modelName": "echo", "modelUrl": "echo-1.0.mar"}]}
+    assert management.list_models() == first["models"] + second["models"]
+    for name in ("a", "b"):
+        management.unregister(name)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: m.describe("none"), "404 .*list_models"),
+        (lambda m: m.describe(""), "not empty"),
+        (lambda m: m.describe("echo", "9"), "404 .*describe_all"),
+        (lambda m: m.describe("echo", "9", customized=True), "404 .*describe_all"),
+        (lambda m: m.register("missing.mar"), "404 .* is in the server's model store"),
+        (lambda m: m.register("text.mar"), "400 .* whole archive"),
+        (lambda m: m.register(""), "file name of an archive"),
+        (lambda m: m.register("file:///nowhere/x.mar"), "archive"),
+        (lambda m: m.register("http://127.0.0.1:1/x.mar"), "archive"),
+        (lambda m: m.register("echo-2.0.mar", "a/b"), 'has no "/"'),
+        (
+            lambda m: m.register("echo-2.0.mar", "m", runtime="cobol"),
+            "runtime is 'cobol'. Give one of python",
+        ),
+        (lambda m: m.register("echo-2.0.mar", "m", batch_size=-5), "batch_size is -5"),
+        (lambda m: m.register("echo-2.0.mar", "m", initial_workers=2**31), "from 0 to 2147483647"),
+        (lambda m: m.register("echo-1.0.mar", "echo"), "409 .* unregister it first"),
+        (lambda m: m.scale("echo", min_worker=-1), "min_worker is -1"),
+        (lambda m: m.scale("echo", min_worker=2, max_worker=1), "max_worker is 1. Give at least"),
+        (lambda m: m.scale("echo", min_worker=1, timeout=float("nan")), "timeout is nan"),
+        (lambda m: m.set_default("echo", "9"), "404 .*describe_all"),
+        (lambda m: m.list_page(limit=0), "from 1 to 100"),
+        (lambda m: m.list_page(next_page_token="x"), "next_page_token is 'x'"),
+        (lambda m: m.unregister("none"), "404 .*list_models"),
+    ],
+)
+def test_a_wrong_management_call_is_told_what_to_do(
+    call: Callable[[ManagementClient], object], sentence: str, live: TorchServe
+) -> None:
+    with pytest.raises(ApiError, match=sentence):
+        call(live.management)
+
+
+def test_an_address_that_is_not_the_management_one_is_told(live: TorchServe) -> None:
+    with pytest.raises(ApiError, match="have one each"):
+        ManagementClient(live.metrics_address, token=live.token("management")).list_models()
+    with pytest.raises(ApiError, match="token"):
+        ManagementClient(live.inference_address, token=live.token("management")).list_models()
+
+
+TEXTS = ["", "echo", "1.0", "2.0", "all", "..", "a/b", "two\nlines", "%2F", "é", "😀", "\ud800", "x" * 5000]
+NAMES = st.sampled_from(TEXTS) | st.text(max_size=20)
+# Numbers that are right and large are left out: the server would really start a thousand workers.
+NUMBERS: st.SearchStrategy[Any] = st.sampled_from([-1, 0, 1, 2**31, -(2**31), 10**30, 0.5, True, "1", "x"])
+URLS = NAMES | st.sampled_from(
+    ["echo-2.0.mar", "text.mar", "../text.mar", "/", "http://", "http://[::", "ftp://a/b"]
+)
+URLS |= st.sampled_from(["http://127.0.0.1:1/a.mar", "file://", "file:///nowhere.mar", "://"])
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def call(method: str, *arguments: Any, **options: Any) -> st.SearchStrategy[Call]:
+    return st.tuples(st.just(method), st.tuples(*arguments), st.fixed_dictionaries({}, optional=options))
+
+
+REGISTER = {
+    **dict.fromkeys(("batch_size", "max_batch_delay", "response_timeout", "startup_timeout"), NUMBERS),
+    **dict.fromkeys(("handler", "runtime"), NAMES),
+    **dict.fromkeys(("wait", "s3_sse_kms"), st.booleans()),
+    "initial_workers": NUMBERS.filter(lambda number: number != 1),
+}
+CALLS = st.one_of(
+    call("list_models"),
+    call("list_page", NUMBERS, NUMBERS),
+    call("describe", NAMES, st.none() | NAMES, customized=st.booleans()),
+    call("describe_all", NAMES),
+    call("register", URLS, st.none() | NAMES, **REGISTER),
+    call("scale", NAMES, max_worker=NUMBERS, version=NAMES, wait=st.booleans()),
+    call("set_default", NAMES, NAMES),
+    call("unregister", NAMES.filter(lambda name: name != "echo"), st.none() | NAMES),
+    call("scrape", st.none() | NAMES),
+)
+
+
+TOKENS = st.sampled_from(["right"] * 4 + [None, "", "wrong"]) | st.text(max_size=20)
+
+
+@given(call=CALLS, min_worker=NUMBERS, token=TOKENS)
+@settings(max_examples=600, deadline=30_000)  # ms for one example: none may hang
+def test_any_call_is_answered_or_told_what_to_do(
+    call: Call, min_worker: Any, token: str | None, live: TorchServe
+) -> None:
+    method, arguments, options = call
+    token = live.token("management") if token == "right" else token
+    if method == "scale":
+        options = {**options, "min_worker": min_worker}
+    if method == "register":
+        options = {"initial_workers": 0, **options}
+    address, client = (
+        (live.metrics_address, MetricsClient)
+        if method == "scrape"
+        else (live.management_address, ManagementClient)
+    )
+    try:
+        getattr(client(address, token=token, timeout=(5, 20)), method)(*arguments, **options)
+    except ApiError as error:
+        said = f"{error.status or ''} {error.kind}: {error.message}".strip().rstrip(".")
+        assert error.kind == "InvalidArgument" or str(error).removeprefix(said).strip(". "), str(error)
+        assert "Traceback" not in str(error) and error.kind != "Timeout"
+
+
+def test_the_server_is_up_after_all_that(live: TorchServe) -> None:
+    live.management.set_default("echo", "1.0")
+    live.management.scale("echo", min_worker=1)
+    assert live.inference.ping() == {"status": "Healthy"}
+    assert live.inference.predict("echo", b"") == "echo"

@@ -8,39 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE, below, eventually, folders, gone
 from tutorial_lib import ApiError, ArchiveError, TorchServe, TutorialError, build_archive
-
-SAMPLE = {"input": ["I love this!"]}
-
-
-def folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("ts-*-*-*"))
-
-
-def below(pid: int) -> list[psutil.Process]:
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
-
-
-def eventually(true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -84,6 +61,17 @@ def test_two_servers_side_by_side_with_logs_kept(echo: Path, server: TorchServe,
     with pytest.raises(TutorialError, match="not running"):
         _ = second.pid
     second.stop()  # a second time does nothing
+
+
+def test_a_handler_on_pythonpath_is_not_served_in_place_of_the_archives(
+    echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "echo.py").write_text("def handle(data, context):\n    return data and ['another handler']\n")
+    monkeypatch.setenv("PYTHONPATH", f"{other}{os.pathsep}{ROOT}")
+    with TorchServe(models={"echo": echo}) as server:
+        assert server.inference.predict("echo", b"mine") == "mine"
 
 
 def test_a_crash_and_an_exception_in_a_prediction_are_said_and_it_serves_on(echo: Path) -> None:

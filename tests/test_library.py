@@ -181,6 +181,7 @@ def test_what_build_archive_refuses(model_dir: Path, tmp_path: Path) -> None:
         ({"extra_files": [tmp_path / "index_to_name.json"]}, "one label"),
         ({"config_file": tmp_path / "bad.yaml"}, "is not YAML"),
         ({"archive_format": "rar"}, "Unknown archive format"),
+        ({"handler": f"{ROOT / 'handler.py'}:go"}, "not a function of it"),
     ]
     for changes, sentence in cases:
         arguments = {"handler": ROOT / "handler.py", "model_dir": model_dir, "export_path": tmp_path / "s"}

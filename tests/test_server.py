@@ -7,15 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE, below, eventually, folders, gone
 from tutorial_lib import (
     ApiError,
     ArchiveError,
@@ -28,31 +25,9 @@ from tutorial_lib import (
     build_archive,
 )
 
-SAMPLE = {"input": ["I love this!"]}
-
-
-def folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("ts-*-*-*"))
-
-
-def processes_below(pid: int) -> list[psutil.Process]:
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def eventually(true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
-
 
 def worker_pid(server: TorchServe) -> int:
     return server.management.describe("my_model")["workers"][0]["pid"]
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 def test_ready_means_answers_and_stop_means_gone(mar: Path) -> None:
@@ -64,7 +39,7 @@ def test_ready_means_answers_and_stop_means_gone(mar: Path) -> None:
             server.start()
         with pytest.raises(ApiError, match="model_api=True"):
             server.management.unregister("my_model")
-        running = processes_below(server.pid)
+        running = below(server.pid)
         assert len(running) >= 3
     assert gone(running) and folders() == before
     assert "not running" in repr(server) and server.log_tail(5)
@@ -136,9 +111,16 @@ def test_scale_and_metrics(server: TorchServe) -> None:
     assert server.metrics.scrape("ts_inference_requests_total")["value"].sum() >= 1
 
 
+def test_waits_for_a_line_of_a_log(server: TorchServe) -> None:
+    server.inference.predict("my_model", {"input": ["one"]})
+    assert "Predictions successfully created" in server.wait_for_log("Predictions successfully created")
+    with pytest.raises(TutorialError, match="did not hold 'never said'"):
+        server.wait_for_log("never said", timeout=0.3)
+
+
 def test_a_dead_jvm_is_said_and_stopped(mar: Path) -> None:
     with TorchServe(models={"my_model": mar}) as server:
-        running = processes_below(server.pid)
+        running = below(server.pid)
         next(p for p in running if p.name().startswith("java")).kill()
         with pytest.raises(ApiError, match="Is the server running"):
             server.inference.ping()
@@ -152,7 +134,7 @@ def test_a_dead_owners_server_is_swept_and_a_living_ones_is_not(server: TorchSer
     )
     owner = subprocess.Popen([sys.executable, "-c", code, str(mar)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    orphans = processes_below(int(owner.stdout.readline()))
+    orphans = below(int(owner.stdout.readline()))
     before = folders()
     owner.kill()
     owner.wait()
@@ -167,8 +149,8 @@ def test_ctrl_c_during_start_leaves_nothing(mar: Path) -> None:
     before = folders()
     code = "import sys; from tutorial_lib import TorchServe; TorchServe(models={'m': sys.argv[1]}).start()"
     starting = subprocess.Popen([sys.executable, "-c", code, str(mar)], stderr=subprocess.DEVNULL)
-    eventually(lambda: folders() - before and len(processes_below(starting.pid)) > 2)
-    started = processes_below(starting.pid)
+    eventually(lambda: folders() - before and len(below(starting.pid)) > 2)
+    started = below(starting.pid)
     os.kill(starting.pid, signal.SIGINT)
     starting.wait(60)
     assert gone(started) and folders() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -96,15 +97,57 @@ def build_archive(
     return archive
 
 
-def read_manifest(archive: str | Path) -> dict[str, Any]:
+def archive_sha256(archive: str | Path) -> str:
+    """The SHA-256 of an archive, 64 hex digits, as `sha256sum` gives it for a file.
+
+    For an archive that is a folder, that of the lines "<SHA-256>  <path>" of its files, sorted by path.
+    An archive holds code, so whoever can change it can change any digest in it or beside it: keep this
+    one where they can't, as in version control.
+
+    Raises:
+        ArchiveError: there is no such archive.
+
+    >>> archive_sha256("handler.py") == archive_sha256("handler.py"), len(archive_sha256("handler.py"))
+    (True, 64)
+    """
+    archive = Path(archive)
+    if not archive.exists():
+        raise ArchiveError(f"There is no archive {archive}. Build it with build_archive.")
+    if archive.is_dir():
+        names = sorted(file.relative_to(archive).as_posix() for file in archive.rglob("*") if file.is_file())
+        lines = "".join(f"{archive_sha256(archive / name)}  {name}\n" for name in names)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with archive.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(archive: str | Path, expected: str) -> None:
+    """Does nothing where an archive has the SHA-256 that is expected.
+
+    Raises:
+        ArchiveError: it has another one, or is not there.
+    """
+    found = archive_sha256(archive)
+    if found != expected.strip().lower():
+        raise ArchiveError(
+            f"{archive} is not the archive that is accounted for: its SHA-256 is {found}, and {expected} was "
+            "expected. Don't serve it: find out who changed it, or build it anew and note its archive_sha256."
+        )
+
+
+def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str, Any]:
     """The manifest of an archive, whichever format it has: a .mar, a folder, or a .tar.gz.
+
+    Args:
+        archive: its path.
+        sha256: the `archive_sha256` that it must have; None to take any.
 
     Returns:
         createdOn, runtime, archiverVersion, and model: modelName, modelVersion, handler, and where
         given serializedFile, modelFile, configFile, requirementsFile.
 
     Raises:
-        ArchiveError: there is no such archive, or it is not one.
+        ArchiveError: there is no such archive, it is not one, or not the one that was expected.
 
     >>> read_manifest("missing.mar")
     Traceback (most recent call last):
@@ -113,6 +156,8 @@ def read_manifest(archive: str | Path) -> dict[str, Any]:
     archive = Path(archive)
     if not archive.exists():
         raise ArchiveError(f"There is no archive {archive}. Build it with build_archive.")
+    if sha256 is not None:
+        check_sha256(archive, sha256)
     try:
         manifest = json.loads(_manifest_text(archive))
         if not isinstance(manifest, dict) or "modelName" not in manifest["model"]:
@@ -182,7 +227,12 @@ def _check_inputs(
     model_dir: str | Path | None,
 ) -> None:
     files = [*extras, *(Path(file) for file in (config_file, requirements_file) if file)]
-    handler_file = Path(str(handler).partition(":")[0])
+    handler_file = Path(handler)
+    if handler_file.suffix.startswith(".py:"):
+        raise ArchiveError(
+            f"The archiver can't pack {handler_file}: it takes a file, not a function of it. Pass the file, "
+            "and call the function handle(data, context), which is the name that TorchServe looks for."
+        )
     if handler_file.suffix == ".py":
         if not handler_file.is_file():
             raise ArchiveError(f"There is no handler file {handler_file}. Check the path.")

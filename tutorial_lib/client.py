@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 from urllib.parse import quote
 
 import pandas as pd
@@ -17,9 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tutorial_lib.errors import ApiError
 
 TokenType = Literal["inference", "management"]
+Runtime = Literal["python", "python3", "LSP"]
 
 # (seconds to connect, seconds to wait for an answer). A worker may take responseTimeout, 120 s.
 DEFAULT_TIMEOUT = (5.0, 125.0)
+
+# TorchServe reads numbers as Java ints; for one that it can't read it takes its default, and says nothing.
+_MOST = 2**31 - 1
+_PAGE = 100  # models on a page of the list; asked for more, TorchServe gives 100
 
 
 class Worker(TypedDict):
@@ -34,8 +40,18 @@ class Worker(TypedDict):
     gpuUsage: str
 
 
+class JobQueueStatus(TypedDict):
+    """How many more requests a version's queue takes, and how many wait in it."""
+
+    remainingCapacity: int
+    pendingRequests: int
+
+
 class ModelDescription(TypedDict):
-    """A version of a model, as TorchServe describes it; delays are in ms, timeouts in s."""
+    """A version of a model, as TorchServe describes it; delays are in ms, timeouts in s.
+
+    customizedMetadata is there when it was asked for: whatever the handler's `describe_handle` says.
+    """
 
     modelName: str
     modelVersion: str
@@ -47,16 +63,32 @@ class ModelDescription(TypedDict):
     maxBatchDelay: int
     responseTimeout: NotRequired[int]
     startupTimeout: NotRequired[int]
+    maxRetryTimeoutInSec: NotRequired[int]
+    deviceType: NotRequired[str]
     loadedAtStartup: bool
     workers: list[Worker]
-    jobQueueStatus: NotRequired[dict[str, int]]
+    jobQueueStatus: NotRequired[JobQueueStatus]
+    customizedMetadata: NotRequired[Any]
 
 
 class ModelEntry(TypedDict):
-    """A registered model: its name, and the archive it came from."""
+    """A registered model: its name, and the archive its default version came from."""
 
     modelName: str
     modelUrl: str
+
+
+class ModelPage(TypedDict):
+    """A page of the list of models; nextPageToken is there where more may follow."""
+
+    models: list[ModelEntry]
+    nextPageToken: NotRequired[str]
+
+
+class Status(TypedDict):
+    """What the server did, in its own words: "Workers scaled to 2 for model: m"."""
+
+    status: str
 
 
 @dataclass
@@ -70,10 +102,12 @@ class KeyFile:
     Attributes:
         path: the server's key_file.json.
         management_address: as "http://127.0.0.1:8081".
+        verify: for an https address, as for the clients.
     """
 
     path: Path
     management_address: str
+    verify: bool | str = True
 
     def token(self, kind: TokenType) -> str:
         """The current token for one of the two addresses (metrics go with "inference").
@@ -96,6 +130,7 @@ class KeyFile:
             params={"type": kind},
             headers=_bearer(self._key("API")),
             timeout=DEFAULT_TIMEOUT,
+            verify=self.verify,
         )
         return self.token(kind)
 
@@ -116,6 +151,7 @@ class _Client:
         token: a token; or the server's KeyFile, and expired tokens renew themselves; or None for a
             server with authorization off.
         timeout: seconds to connect, seconds to wait for an answer.
+        verify: for an https address, the file of the certificates to trust; True for the system's.
     """
 
     _token_type: TokenType = "inference"
@@ -126,10 +162,12 @@ class _Client:
         *,
         token: str | KeyFile | None = None,
         timeout: tuple[float, float] = DEFAULT_TIMEOUT,
+        verify: bool | str = True,
     ) -> None:
         self.address = address.rstrip("/")
         self._token = token
         self._timeout = timeout
+        self._verify = verify
         self._session = requests.Session()
 
     def _request(
@@ -142,7 +180,11 @@ class _Client:
         **kwargs: Any,
     ) -> requests.Response:
         """One call; where the token turns out to be expired, a new one is fetched, once."""
-        kwargs["timeout"] = (self._timeout[0], timeout) if timeout else self._timeout
+        if timeout is not None:
+            kwargs["timeout"] = (self._timeout[0], _seconds(timeout))
+        else:
+            kwargs["timeout"] = self._timeout
+        kwargs["verify"] = self._verify
         url = f"{self.address}{path}"
         if not isinstance(self._token, KeyFile):
             auth = _bearer(self._token) if self._token else {}
@@ -181,14 +223,23 @@ class InferenceClient(_Client):
         *,
         version: str | None = None,
         timeout: float | None = None,
+        retries: int = 0,
     ) -> Any:
         """Sends one request to a model.
+
+        A worker, a replica or a host can be lost with a request in its hands. A prediction changes
+        nothing, so it may be asked again: `retries` times, each pause twice as long as the one before,
+        from 0.1 s to 2 s. Asked again is what may pass (no answer, a worker that died or was killed, 500,
+        502, 504, and a 503 for want of a worker), not what a handler makes of its request (4xx, a 503
+        "Prediction failed").
 
         Args:
             model: the name it is registered as.
             data: bytes go as they are, a str as text/plain, anything else as JSON.
             version: a version; None for the model's default one.
-            timeout: seconds to wait for the answer.
+            timeout: seconds to wait for the answer; for each one, if there are retries.
+            retries: how often to ask again. Where this very request is what the worker dies of, each
+                retry costs another worker.
 
         Returns:
             The answer's JSON, or its text where it is not JSON.
@@ -196,14 +247,21 @@ class InferenceClient(_Client):
         Raises:
             ApiError: the answer is not a 2xx, or none came.
         """
-        path = f"/predictions/{_quoted(model)}" + (f"/{_quoted(version)}" if version else "")
+        path = _model_path(model, version, of="predictions")
         if isinstance(data, bytes):
             body, headers = data, {}
         elif isinstance(data, str):
             body, headers = data.encode(), {"Content-Type": "text/plain; charset=utf-8"}
         else:
             body, headers = json.dumps(data).encode(), {"Content-Type": "application/json"}
-        response = self._request("POST", path, data=body, headers=headers, timeout=timeout)
+        for attempt in range(_whole("retries", retries, 0) + 1):
+            try:
+                response = self._request("POST", path, data=body, headers=headers, timeout=timeout)
+                break
+            except ApiError as error:
+                if attempt == retries or not _may_pass(error):
+                    raise
+                time.sleep(min(0.1 * 2**attempt, 2))
         try:
             return response.json()
         except ValueError:
@@ -211,29 +269,63 @@ class InferenceClient(_Client):
 
 
 class ManagementClient(_Client):
-    """Registers, describes, scales and removes models while the server runs."""
+    """Registers, describes, scales and removes models while the server runs.
+
+    Every call raises ApiError where the server refuses it, or does not answer; and, before anything is
+    sent, for a name, version or number that TorchServe would take for another one.
+
+    >>> ManagementClient("http://127.0.0.1:1").scale("my_model", min_worker=-1)
+    Traceback (most recent call last):
+    tutorial_lib.errors.ApiError: InvalidArgument: min_worker is -1. Give a whole number from 0 to...
+    """
 
     _token_type: TokenType = "management"
 
     def list_models(self) -> list[ModelEntry]:
-        """All registered models; the server's pages are put together."""
+        """All registered models, in the order of their names; the server's pages are put together."""
         models: list[ModelEntry] = []
-        page: dict[str, Any] = {"nextPageToken": 0}
-        while "nextPageToken" in page:
-            params = {"limit": 100, "next_page_token": page["nextPageToken"]}
-            page = _json(self._request("GET", "/models", params=params))
+        page = self.list_page()
+        while True:
             models += page["models"]
-        return models
+            if "nextPageToken" not in page:
+                return models
+            page = self.list_page(next_page_token=page["nextPageToken"])
 
-    def describe(self, model: str, version: str | None = None) -> ModelDescription:
-        """One version of a model (None: its default one), with its workers."""
-        path = f"/models/{_quoted(model)}" + (f"/{_quoted(version)}" if version else "")
-        answer: list[ModelDescription] = _json(self._request("GET", path))
+    def list_page(self, limit: int = _PAGE, next_page_token: int | str = 0) -> ModelPage:
+        """One page of the list.
+
+        Args:
+            limit: how many models to list, 1 to 100.
+            next_page_token: where to go on: the nextPageToken of the page before.
+        """
+        if isinstance(next_page_token, str) and next_page_token.isdecimal():
+            next_page_token = int(next_page_token)
+        params = {
+            "limit": _whole("limit", limit, 1, _PAGE),
+            "next_page_token": _whole("next_page_token", next_page_token, 0, _MOST - _PAGE),
+        }
+        page: ModelPage = _json(self._request("GET", "/models", params=params), "models")
+        return page
+
+    def describe(
+        self, model: str, version: str | None = None, *, customized: bool = False
+    ) -> ModelDescription:
+        """One version of a model (None: its default one), with its workers.
+
+        Args:
+            model: the name it is registered as.
+            version: a version; None for the default one.
+            customized: ask a worker too, and get what the handler's `describe_handle` says as
+                customizedMetadata. The question waits in the queue with the predictions.
+        """
+        params = {"customized": "true"} if customized else {}
+        response = self._request("GET", _model_path(model, version), params=params)
+        answer: list[ModelDescription] = _json(response, 0)
         return answer[0]
 
     def describe_all(self, model: str) -> list[ModelDescription]:
         """Every version of a model."""
-        answer: list[ModelDescription] = _json(self._request("GET", f"/models/{_quoted(model)}/all"))
+        answer: list[ModelDescription] = _json(self._request("GET", f"{_model_path(model)}/all"), 0)
         return answer
 
     def register(
@@ -245,18 +337,31 @@ class ManagementClient(_Client):
         batch_size: int | None = None,
         max_batch_delay: int | None = None,
         response_timeout: int | None = None,
+        startup_timeout: int | None = None,
+        handler: str | None = None,
+        runtime: Runtime | None = None,
+        s3_sse_kms: bool = False,
         wait: bool = True,
         timeout: float = 120,
-    ) -> None:
+    ) -> Status:
         """Registers an archive of the server's model store (or a URL that it may load).
 
+        The first version of a name becomes its default one; later ones wait for `set_default`. Where
+        the archive has a model-config.yaml, its minWorkers wins over `initial_workers`, and its
+        timeouts over these; batch_size and max_batch_delay win over the archive's.
+
         Args:
-            archive: its file name in the model store; of a path, the last part is taken.
+            archive: its file name in the model store; of a path, the last part is taken. The
+                absolute path of a folder (archive_format="no-archive") may lie anywhere.
             model: the name to serve it as; None for the archive's own.
             initial_workers: how many workers to start; 0 registers without loading.
-            batch_size: how many requests go to the handler at once; needs max_batch_delay in ms.
+            batch_size: how many requests go to the handler at once.
             max_batch_delay: how long a batch waits to fill up, in ms.
             response_timeout: seconds after which a worker counts as hung.
+            startup_timeout: seconds that a worker has to load the model.
+            handler: "module:function", in place of the archive's handler.
+            runtime: in place of the archive's.
+            s3_sse_kms: the URL is of an S3 object encrypted with a KMS key.
             wait: return when the workers are READY.
             timeout: seconds to wait.
 
@@ -264,17 +369,32 @@ class ManagementClient(_Client):
             ApiError: 405 where the server was not started with model_api=True, 404 where the store
                 has no such archive, 409 where that version is there already.
         """
-        url = str(archive) if "://" in str(archive) else Path(archive).name
+        path = Path(str(archive))
+        as_it_is = "://" in str(archive) or (path.is_absolute() and path.is_dir())
+        url = str(archive) if as_it_is else path.name
+        if not url:
+            raise _wrong("archive", archive, "Give the file name of an archive in the model store.")
+        if runtime is not None and runtime not in get_args(Runtime):
+            raise _wrong("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
+        numbers = {
+            "batch_size": (batch_size, 1),
+            "max_batch_delay": (max_batch_delay, 0),
+            "response_timeout": (response_timeout, 1),
+            "startup_timeout": (startup_timeout, 1),
+        }
         params = {
             "url": url,
-            "model_name": model,
-            "initial_workers": initial_workers,
-            "batch_size": batch_size,
-            "max_batch_delay": max_batch_delay,
-            "response_timeout": response_timeout,
-            "synchronous": str(wait).lower(),
+            "model_name": None if model is None else _part("model", model),
+            "initial_workers": _whole("initial_workers", initial_workers, 0),
+            **{k: None if n is None else _whole(k, n, least) for k, (n, least) in numbers.items()},
+            "handler": handler,
+            "runtime": runtime,
+            "s3_sse_kms": str(bool(s3_sse_kms)).lower(),
+            "synchronous": str(bool(wait)).lower(),
         }
-        self._request("POST", "/models", params=params, timeout=timeout)
+        response = self._request("POST", "/models", params=params, timeout=timeout)
+        status: Status = _json(response, "status")
+        return status
 
     def scale(
         self,
@@ -285,7 +405,7 @@ class ManagementClient(_Client):
         version: str | None = None,
         wait: bool = True,
         timeout: float = 120,
-    ) -> None:
+    ) -> Status:
         """Sets how many workers a model has; each holds its own copy of the model.
 
         Args:
@@ -294,41 +414,45 @@ class ManagementClient(_Client):
             max_worker: stop workers down to this many; None for min_worker.
             version: a version; None for the default one.
             wait: return when `min_worker` workers are READY and no more than `max_worker` are left.
+                (TorchServe's own synchronous=true does not look whether they are READY.)
             timeout: seconds to wait.
 
         Raises:
             ApiError: the server refused, or `timeout` passed.
         """
-        most = min_worker if max_worker is None else max_worker
-        path = f"/models/{_quoted(model)}" + (f"/{_quoted(version)}" if version else "")
-        params = {"min_worker": min_worker, "max_worker": most}
-        self._request("PUT", path, params=params, timeout=timeout)
-        if not wait:
-            return
-        deadline = time.monotonic() + timeout
-        while True:
+        least = _whole("min_worker", min_worker, 0)
+        most = least if max_worker is None else _whole("max_worker", max_worker, 0)
+        if most < least:
+            raise _wrong("max_worker", most, f"Give at least min_worker, which is {least}.")
+        deadline = time.monotonic() + _seconds(timeout)
+        params = {"min_worker": least, "max_worker": most}
+        response = self._request("PUT", _model_path(model, version), params=params, timeout=timeout)
+        status: Status = _json(response, "status")
+        while wait:
             workers = self.describe(model, version)["workers"]
             ready = sum(worker["status"] == "READY" for worker in workers)
-            if ready >= min_worker and len(workers) <= most:
-                return
+            if ready >= least and len(workers) <= most:
+                return {"status": f"{ready} workers are READY"}
             if time.monotonic() > deadline:
-                raise ApiError(
-                    0, "Timeout", f"{ready} of {min_worker} workers were READY after {timeout:g} s."
-                )
+                raise ApiError(0, "Timeout", f"{ready} of {least} workers were READY after {timeout:g} s.")
             time.sleep(0.1)
+        return status
 
-    def set_default(self, model: str, version: str) -> None:
+    def set_default(self, model: str, version: str) -> Status:
         """Makes a version the one that /predictions/<model> answers with."""
-        self._request("PUT", f"/models/{_quoted(model)}/{_quoted(version)}/set-default")
+        path = f"{_model_path(model)}/{_part('version', version)}/set-default"
+        status: Status = _json(self._request("PUT", path), "status")
+        return status
 
-    def unregister(self, model: str, version: str | None = None) -> None:
+    def unregister(self, model: str, version: str | None = None) -> Status:
         """Removes a version (None: the default one) and stops its workers.
 
         Raises:
-            ApiError: it is not there, it is the default among several, or model_api is off.
+            ApiError: 404 where it is not there, 403 where it is the default among several, 405 where
+                model_api is off.
         """
-        path = f"/models/{_quoted(model)}" + (f"/{_quoted(version)}" if version else "")
-        self._request("DELETE", path)
+        status: Status = _json(self._request("DELETE", _model_path(model, version)), "status")
+        return status
 
 
 class MetricsClient(_Client):
@@ -339,30 +463,104 @@ class MetricsClient(_Client):
 
         Returns:
             columns name, labels (a dict), value.
+
+        Raises:
+            ApiError: nothing answers, or not with metrics. (TorchServe asks for no token here.)
         """
-        text = self._request("GET", "/metrics").text
+        response = self._request("GET", "/metrics")
+        try:
+            families = list(text_string_to_metric_families(response.text))
+        except (ValueError, KeyError, IndexError) as error:
+            raise _not_torchserve(response) from error
+        # The parser adds _total to counters; TorchServe, and so Prometheus, names some of them without.
+        said = {re.split(r"[{\s]", line, maxsplit=1)[0] for line in response.text.splitlines()}
         rows = [
-            {"name": sample.name, "labels": dict(sample.labels), "value": sample.value}
-            for family in text_string_to_metric_families(text)
+            {"name": exposed, "labels": dict(sample.labels), "value": sample.value}
+            for family in families
             for sample in family.samples
-            if name is None or sample.name.startswith(name)
+            for exposed in [sample.name if sample.name in said else sample.name.removesuffix("_total")]
+            if name is None or exposed.startswith(name)
         ]
         return pd.DataFrame(rows, columns=["name", "labels", "value"])
 
 
-def _json(response: requests.Response) -> Any:
-    """The answer's JSON; whatever else answers on that port (a proxy, another program) is an ApiError."""
+def _may_pass(error: ApiError) -> bool:
+    """Whether the same prediction, asked again, may be answered.
+
+    >>> _may_pass(ApiError(500, "InternalServerException", "Worker died."))
+    True
+    >>> _may_pass(ApiError(503, "InternalServerException", "Prediction failed"))
+    False
+    """
+    if error.status == 503:
+        return error.kind != "InternalServerException"
+    died = error.status == 507 and "worker died" in error.message.lower()
+    return died or error.status in (500, 502, 504) or error.kind in ("ConnectionError", "Timeout")
+
+
+def _json(response: requests.Response, key: str | int | None = None) -> Any:
+    """The answer's JSON; whatever else answers on that port (a proxy, another program) is an ApiError.
+
+    Args:
+        response: the answer.
+        key: what TorchServe's answer has: a dict's key, or 0 for a list that is not empty.
+    """
     try:
-        return response.json()
-    except ValueError as error:
-        raise ApiError(0, "NotJson", f"What answers at {response.url} is not TorchServe.") from error
+        answer = response.json()
+        if key is not None:
+            answer[key]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise _not_torchserve(response) from error
+    return answer
 
 
-def _quoted(part: str) -> str:
-    return quote(str(part), safe="")
+def _not_torchserve(response: requests.Response) -> ApiError:
+    return ApiError(0, "NotTorchServe", f"What answers at {response.url} is not TorchServe.")
+
+
+def _model_path(model: str, version: str | None = None, of: str = "models") -> str:
+    path = f"/{of}/{_part('model', model)}"
+    return path if version is None else f"{path}/{_part('version', version)}"
+
+
+def _part(what: str, value: str) -> str:
+    """A name or version as a part of a URL's path.
+
+    TorchServe registers "a/b", and can then neither describe nor remove it; an empty name or ".." would
+    make it another call's URL.
+    """
+    try:
+        if isinstance(value, str) and value.strip(".") and "/" not in value:
+            return quote(value, safe="")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
+    raise _wrong(what, value, 'Give a text that is not empty, has no "/", and is more than dots.')
+
+
+def _whole(what: str, value: object, least: int, most: int = _MOST) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return value
+    raise _wrong(what, value, f"Give a whole number from {least} to {most}.")
+
+
+def _seconds(timeout: float) -> float:
+    try:
+        if 0 < timeout < 1e6:
+            return float(timeout)
+    except TypeError:
+        pass
+    raise _wrong("timeout", timeout, "Give a number of seconds above 0, a million at most.")
+
+
+def _wrong(what: str, value: object, advice: str) -> ApiError:
+    return ApiError(0, "InvalidArgument", f"{what} is {value!r:.100}. {advice}")
 
 
 def _bearer(token: str) -> dict[str, str]:
+    if not (token.isascii() and token.isprintable() and token.strip() == token):
+        raise ApiError(
+            0, "InvalidArgument", "The token has characters that no token has. Take it from key_file.json."
+        )
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -372,6 +570,8 @@ def _send(session: requests.Session, method: str, url: str, **kwargs: Any) -> re
         response = session.request(method, url, **kwargs)
     except requests.Timeout as error:
         raise ApiError(0, "Timeout", f"No answer from {url} within {kwargs['timeout'][1]:g} s.") from error
+    except requests.exceptions.SSLError as error:
+        raise ApiError(0, "SSLError", f"{url} was not asked: {error.args[0]}") from error
     except requests.ConnectionError as error:
         raise ApiError(0, "ConnectionError", f"Nothing answers at {url}.") from error
     except (requests.RequestException, ValueError) as error:

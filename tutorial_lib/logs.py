@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,28 @@ def first_traceback(log: str | Path) -> str | None:
             else:
                 break
     return "\n".join(lines).rstrip() or None
+
+
+def cause_of_death(read: Callable[[], str], timeout: float = 5) -> str:
+    """The first traceback of a worker that died, else its last lines.
+
+    They are on their way into the log still: it is read until the traceback has grown no more.
+
+    Args:
+        read: gives the log as it is now.
+        timeout: seconds to wait at most.
+
+    >>> cause_of_death(lambda: "no traceback")
+    '(it left none)\\nno traceback'
+    """
+    deadline = time.monotonic() + timeout
+    found = first_traceback(read())
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        before, found = found, first_traceback(read())
+        if found == before:
+            break
+    return found or "(it left none)\n" + "\n".join(read().splitlines()[-20:])
 
 
 def _goes_on(text: str, previous: str) -> bool:

@@ -13,19 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
-from tutorial_lib.archive import read_manifest
+from tutorial_lib.addresses import Addresses
+from tutorial_lib.archive import check_sha256, read_manifest
 from tutorial_lib.client import (
-    InferenceClient,
     KeyFile,
-    ManagementClient,
-    MetricsClient,
     ModelDescription,
     TokenType,
 )
@@ -39,7 +37,8 @@ from tutorial_lib.errors import (
     WorkerFailed,
 )
 from tutorial_lib.java import find_java
-from tutorial_lib.logs import first_traceback
+from tutorial_lib.logs import cause_of_death
+from tutorial_lib.redeploy import redeploy
 
 PORT_NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "worker")
 _LOOPBACK = "127.0.0.1"
@@ -47,7 +46,7 @@ _POLL = 0.1  # seconds between two looks at a starting server
 _GRACE = 10.0  # seconds that a stopping server has before it is killed
 
 
-class TorchServe:
+class TorchServe(Addresses):
     """A TorchServe of its own, ready inside `with` and gone after it.
 
     It runs in a new temporary folder (config, tokens, sockets, unpacked models, logs), listens on
@@ -57,15 +56,20 @@ class TorchServe:
     Args:
         models: name to serve as → archive. All archives lie in one folder, the model store.
         model_store: the folder that archives can be registered from; None for that of `models`.
+        sha256: name → `archive_sha256`, for each of `models`. The server then has a model store of its
+            own, with copies of these archives and nothing else: what was checked is what is served.
         token_auth: ask for tokens (TorchServe's default).
         model_api: allow registering and unregistering over HTTP (TorchServe's default is no).
         ports: port numbers by name (`PORT_NAMES`); those not given, and None, are free ones.
-        config: more keys for config.properties; they win over the ones set here.
+        config: more keys for config.properties; they win over the ones set here. A Path is made absolute.
+            With certificate_file and private_key_file all three addresses are https, and the clients
+            trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
         startup_timeout: the one deadline for a whole start, in seconds.
         log_dir: where to keep the logs; None for the server's folder, which goes when it stops.
 
     Raises:
-        ArchiveError: an archive is missing or broken, or the archives lie in several folders.
+        ArchiveError: an archive is missing, broken or not the one of `sha256`, or the archives lie in
+            several folders.
         PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: from starting it.
 
     >>> TorchServe(models={"my_model": "model_store/missing.mar"})
@@ -78,6 +82,7 @@ class TorchServe:
         models: Mapping[str, str | Path] | None = None,
         *,
         model_store: str | Path | None = None,
+        sha256: Mapping[str, str] | None = None,
         token_auth: bool = True,
         model_api: bool = False,
         ports: Mapping[str, int] | None = None,
@@ -87,7 +92,8 @@ class TorchServe:
     ) -> None:
         self._models = {name: Path(archive) for name, archive in (models or {}).items()}
         self._model_store = _find_store(self._models, model_store)
-        self._token_auth, self._model_api = token_auth, model_api
+        self._sha256 = _checked_sha256(sha256, self._models, model_store)
+        self.token_auth, self._model_api = token_auth, model_api
         self._wanted_ports = _checked_ports(ports or {})
         self._config = dict(config or {})
         self._startup_timeout = startup_timeout
@@ -146,6 +152,7 @@ class TorchServe:
     def _start_once(self, java_home: Path, deadline: float) -> None:
         self._owner = os.getpid()
         self._folder = _new_folder()
+        self._copy_checked_archives()
         self._ports = _choose_ports(self._wanted_ports)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         (self._folder / "config.properties").write_text(self._properties(), encoding="utf-8")
@@ -162,16 +169,36 @@ class TorchServe:
         self._clients()
         self._wait_until_ready(deadline)
 
+    def _copy_checked_archives(self) -> None:
+        """Checks the copies, not the archives: those could be changed between the check and the serving."""
+        if self._sha256 is None:
+            return
+        store = self._store
+        store.mkdir()
+        for name, archive in self._models.items():
+            copy = store / archive.name
+            shutil.copytree(archive, copy) if archive.is_dir() else shutil.copyfile(archive, copy)
+            try:
+                check_sha256(copy, self._sha256[name])
+            except ArchiveError as error:
+                raise ArchiveError(str(error).replace(str(copy), str(archive))) from None
+
+    @property
+    def _store(self) -> Path:
+        own = self._folder or Path()
+        return own / "store" if self._sha256 is not None else self._model_store or own
+
     def _lost_a_port_race(self, error: ServerExited) -> bool:
         """Between choosing a free port and using it, another program may take it: then choose again."""
         taken = "Address already in use" in error.log_tail or "BindException" in error.log_tail
-        return taken and set(self._wanted_ports) != set(PORT_NAMES)
+        own_choice = any(key.endswith(("_address", "_port")) for key in self._config)
+        return taken and not own_choice and set(self._wanted_ports) != set(PORT_NAMES)
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-        command += ["--model-store", str(self._model_store or self._folder)]
+        command += ["--model-store", str(self._store)]
         command += ["--ts-config", "config.properties"]
-        command += [] if self._token_auth else ["--disable-token-auth"]
+        command += [] if self.token_auth else ["--disable-token-auth"]
         command += ["--enable-model-api"] if self._model_api else []
         if self._models:
             command += ["--models", *(f"{name}={path.name}" for name, path in self._models.items())]
@@ -185,12 +212,26 @@ class TorchServe:
         """
         folder, logs = str(self._folder), str(self.log_dir)
         inherited = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
+        if "PYTHONPATH" in inherited:
+            inherited["PYTHONPATH"] = self._without_other_handlers(inherited["PYTHONPATH"])
         return {
             **inherited,
             "JAVA_HOME": str(java_home),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs),
         }
+
+    def _without_other_handlers(self, python_path: str) -> str:
+        """Workers import the handler by its name, and look along PYTHONPATH before the archive.
+
+        So a folder there with a handler.py of its own would be served in place of the archive's.
+        """
+        manifests = (read_manifest(archive) for archive in self._models.values())
+        names = {"handler.py", *(Path(manifest["model"]["handler"]).name for manifest in manifests)}
+        folders = python_path.split(os.pathsep)
+        return os.pathsep.join(
+            f for f in folders if f and not any((Path(f) / name).exists() for name in names)
+        )
 
     def _properties(self) -> str:
         ports = self._ports
@@ -201,15 +242,12 @@ class TorchServe:
             "grpc_inference_port": ports["grpc_inference"],
             "grpc_management_port": ports["grpc_management"],
             "initial_worker_port": ports["worker"],
+            "allowed_urls": "none",  # else a management token is enough to fetch code from anywhere
             "metrics_mode": "prometheus",  # else the metrics address has nothing to say
             "default_workers_per_model": 1,  # else one copy of the model for each core
             **self._config,
         }
-        lines = (
-            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in settings.items()
-        )
-        return "\n".join(lines) + "\n"
+        return "".join(f"{key}={_property(value)}\n" for key, value in settings.items())
 
     def _wait_until_ready(self, deadline: float) -> None:
         """One deadline across all waits: the process, the management address, each model."""
@@ -248,35 +286,62 @@ class TorchServe:
             raise ArchiveError(f"TorchServe refused an archive: {refused.partition(' - ')[2]}.")
         if "backend worker process died" not in log.lower():
             return
-        time.sleep(2 * _POLL)  # the last lines of the worker are on their way into the log
-        traceback = first_traceback(self.log_tail(10_000))
-        raise WorkerFailed(traceback or f"(it left none)\n{self.log_tail(20)}", _hint(log))
+        raise WorkerFailed(cause_of_death(lambda: self.log_tail(10_000)), _hint(log))
+
+    def redeploy(
+        self,
+        model: str,
+        *,
+        handler: str | Path | None = None,
+        config_file: str | Path | None = None,
+        extra_files: Sequence[str | Path] = (),
+        timeout: float = 120,
+    ) -> str:
+        """Puts edited files in place of a running model's, without packing its weights again.
+
+        They become a new version, which is loaded beside the old one (so there is memory for both),
+        made the default, and then replaces it. The old one answers until then and finishes what it
+        has begun: no request is lost. A broken edit leaves it answering. The archive in the model
+        store stays as it is: `build_archive` when the edit is good.
+
+        Args:
+            model: the name it is registered as; its default version is the one replaced.
+            handler: the edited Python file.
+            config_file: edited per-model settings; without it, settings and workers stay as they are.
+            extra_files: more files to replace or add, as index_to_name.json.
+            timeout: seconds to wait for the new version, and for the old one to finish.
+
+        Returns:
+            the new version: after "1.0", "1.1".
+
+        Raises:
+            WorkerFailed: the new version can't be loaded; it quotes the traceback.
+            ArchiveError: a file is missing.
+            ApiError: there is no such model.
+            TutorialError: the server was not started with model_api=True, or the model has no worker.
+        """
+        if self._folder is None:
+            raise TutorialError("This server is not running: there is nothing to replace. Start it first.")
+        return redeploy(
+            self,
+            model,
+            handler=handler,
+            config_file=config_file,
+            extra_files=extra_files,
+            folder=self._folder / "versions",
+            timeout=timeout,
+        )
 
     # What a running server has to say
 
     def _clients(self) -> None:
         assert self._folder is not None
-        key_file = KeyFile(self._folder / "key_file.json", self.management_address)
-        token = key_file if self._token_auth else None
+        certificate = self._config.get("certificate_file")
+        verify = True if certificate is None else _property(certificate)
+        key_file = KeyFile(self._folder / "key_file.json", self.management_address, verify)
+        token = key_file if self.token_auth else None
         self._key_file = key_file
-        self.inference = InferenceClient(self.inference_address, token=token)
-        self.management = ManagementClient(self.management_address, token=token)
-        self.metrics = MetricsClient(self.metrics_address, token=token)
-
-    @property
-    def inference_address(self) -> str:
-        """Where predictions are asked for, as "http://127.0.0.1:8080"."""
-        return self._address("inference")
-
-    @property
-    def management_address(self) -> str:
-        """Where models are registered, described and scaled."""
-        return self._address("management")
-
-    @property
-    def metrics_address(self) -> str:
-        """Where Prometheus reads metrics."""
-        return self._address("metrics")
+        self._connect_clients(token, token, verify)
 
     @property
     def ports(self) -> dict[str, int]:
@@ -318,10 +383,33 @@ class TorchServe:
             text = self._last_lines
         return "\n".join(text.splitlines()[-n:])
 
+    def wait_for_log(self, text: str, *, log: str = "model_log.log", timeout: float = 30) -> str:
+        """A log, once it holds the text: what a worker said is written a moment after it answered.
+
+        Args:
+            text: what to wait for.
+            log: which file of `log_dir`.
+            timeout: seconds to wait.
+
+        Raises:
+            TutorialError: the text did not come in time.
+        """
+        path, deadline = self.log_dir / log, time.monotonic() + timeout
+        while True:
+            found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            if text in found:
+                return found
+            if time.monotonic() > deadline:
+                raise TutorialError(
+                    f"{log} did not hold {text!r} within {timeout:g} s. Its end:\n{found[-2000:]}"
+                )
+            time.sleep(_POLL)
+
     def _address(self, name: str) -> str:
         if not self._ports:
             raise TutorialError("This server has not been started: it has no addresses yet.")
-        return f"http://{_LOOPBACK}:{self._ports[name]}"
+        scheme = "https" if {"certificate_file", "keystore"} & self._config.keys() else "http"
+        return f"{scheme}://{_LOOPBACK}:{self._ports[name]}"
 
     def _descriptions(self) -> Iterator[ModelDescription]:
         with contextlib.suppress(ApiError):
@@ -361,19 +449,24 @@ def sweep() -> None:
     never touched, nor one that this class did not start.
     """
     for folder in Path(tempfile.gettempdir()).glob("ts-*-*-*"):
-        if folder.is_dir() and not _owner_lives(folder.name):
+        if folder.is_dir() and not owner_lives(folder.name):
             _end_processes(folder, grace=0)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _new_folder() -> Path:
-    owner = psutil.Process()
     # Short, since Unix sockets live in it, and their paths end at about 100 characters.
-    prefix = f"ts-{owner.pid}-{int(owner.create_time())}-"
-    return Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+    return Path(tempfile.mkdtemp(prefix=f"{owner_name()}-")).resolve()
 
 
-def _owner_lives(name: str) -> bool:
+def owner_name() -> str:
+    """This process, as the beginning of a name that `owner_lives` reads."""
+    owner = psutil.Process()
+    return f"ts-{owner.pid}-{int(owner.create_time())}"
+
+
+def owner_lives(name: str) -> bool:
+    """Whether the process runs that a name (`ts-<pid>-<start>-…`) tells of; True for names of others."""
     try:
         pid, started = (int(part) for part in name.split("-")[1:3])
         return abs(psutil.Process(pid).create_time() - started) < 2
@@ -433,6 +526,31 @@ def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> P
             f"{', '.join(sorted(str(folder) for folder in folders))}. Build them into one model store."
         )
     return folders.pop() if folders else None
+
+
+def _checked_sha256(
+    sha256: Mapping[str, str] | None, models: Mapping[str, Path], model_store: str | Path | None
+) -> dict[str, str] | None:
+    if sha256 is None:
+        return None
+    if model_store is not None:
+        raise ArchiveError(
+            "A server with sha256= has a model store of its own, with what was checked and nothing else. "
+            "Leave model_store= out."
+        )
+    unknown = sorted(set(models) - set(sha256))
+    if unknown:
+        raise ArchiveError(
+            f"sha256= has nothing for {', '.join(unknown)}. Give the digest of each model's archive."
+        )
+    return dict(sha256)
+
+
+def _property(value: object) -> str:
+    """A value as config.properties has it; the server's working directory is its own folder."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _checked_ports(ports: Mapping[str, int]) -> dict[str, int]:

@@ -5,11 +5,9 @@ The pytest fixture `torchserve` is there wherever this package is installed.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import shutil
-import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tutorial_lib import worker
 from tutorial_lib.server import TorchServe
 
 
@@ -44,9 +43,7 @@ def run_handler(
 ) -> list[HandlerAnswer]:
     """Runs a batch of requests through a handler file as TorchServe's worker does, with no server.
 
-    The files are laid out as an unpacked archive; TorchServe's own loader imports the handler and
-    calls its `initialize`; its own `Service.predict` calls `handle` and turns what comes back, or an
-    exception, into statuses and bodies.
+    The files are laid out as an unpacked archive, and `tutorial_lib.worker` does as the worker does.
 
     Args:
         handler: the Python file.
@@ -96,24 +93,14 @@ def _lay_out(
 def _predict(
     folder: Path, handler: Path, requests: Sequence[dict[str, Any]], gpu_id: int | None
 ) -> list[HandlerAnswer]:
-    import ts
-    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-    from ts.model_loader import TsModelLoader
-
-    metrics = MetricsCacheYamlImpl(
-        config_file_path=str(Path(ts.__file__).parent / "configs" / "metrics.yaml")
-    )
-    metrics.initialize_cache()
     # The worker imports the handler by its name, from the unpacked archive, in a process of its own.
     sys.path.insert(0, str(folder))
     earlier = sys.modules.pop(handler.stem, None)
     importlib.invalidate_caches()
     try:
-        service = TsModelLoader().load(
-            "model", str(folder), handler.name, gpu_id, len(requests), metrics_cache=metrics
-        )
-        service.set_cl_socket(None)
-        return _decode(bytes(service.predict([_wire(i, r) for i, r in enumerate(requests)])))
+        service = worker.load_service(folder, "model", gpu_id=gpu_id, batch_size=len(requests))
+        batch = [worker.request(str(i), _parameters(r)) for i, r in enumerate(requests)]
+        return [_answer(reply) for reply in worker.predict(service, batch)]
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop(handler.stem, None)
@@ -121,44 +108,17 @@ def _predict(
             sys.modules[handler.stem] = earlier
 
 
-def _wire(index: int, request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it comes from the frontend's socket: named parameters, decoded by content type."""
-    parameters = [{"name": name, "contentType": "", "value": value} for name, value in request.items()]
-    return {"requestId": str(index).encode(), "headers": [], "parameters": parameters}
+def _parameters(request: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "contentType": "", "value": value} for name, value in request.items()]
 
 
-def _decode(message: bytes) -> list[HandlerAnswer]:
-    """Reads the worker's reply: the format of ts/protocol/otf_message_handler.py, big-endian ints."""
-    position = 0
-
-    def number() -> int:
-        nonlocal position
-        position += 4
-        return int(struct.unpack("!i", message[position - 4 : position])[0])
-
-    def text() -> str:
-        nonlocal position
-        length = number()
-        position += length
-        return message[position - length : position].decode("utf-8", errors="replace")
-
-    whole_status, whole_message = number(), text()
-    answers = []
-    while (length := number()) != -1:
-        position += length  # the request's id
-        text()  # content type
-        status = number()
-        text()  # reason phrase
-        for _ in range(number()):
-            text(), text()  # a header's name and value
-        body: Any = text()
-        if whole_status != 200:
-            answers.append(HandlerAnswer(whole_status, whole_message))
-            continue
-        with contextlib.suppress(ValueError):
-            body = json.loads(body)
-        answers.append(HandlerAnswer(status, body))
-    return answers
+def _answer(reply: worker.Reply) -> HandlerAnswer:
+    if reply.error is not None:
+        return HandlerAnswer(reply.status, reply.error)
+    try:
+        return HandlerAnswer(reply.status, json.loads(reply.body))
+    except ValueError:
+        return HandlerAnswer(reply.status, reply.body.decode("utf-8", errors="replace"))
 
 
 @pytest.fixture

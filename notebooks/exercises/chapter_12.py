@@ -1,0 +1,45 @@
+from exercises import Exercise
+
+_PREFIX = "2026-01-01T10:00:00,000 [INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - "
+_LOG = "\n".join(
+    _PREFIX + line
+    for line in (
+        "loading",
+        "Traceback (most recent call last):",
+        '  File "handler.py", line 3, in <module>',
+        "    import torhc",
+        "ModuleNotFoundError: No module named 'torhc'",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "Traceback (most recent call last):",
+        '  File "model_loader.py", line 9, in load',
+        "ModuleNotFoundError: No module named 'ts.torch_handler.handler'",
+    )
+)
+_ANSWERS = {
+    (400, "BadRequest"): False,
+    (400, "InvalidKeyException"): False,  # unchanged, with the same token, it fails again
+    (404, "ModelNotFoundException"): False,
+    (413, "Request Entity Too Large"): False,
+    (500, "InternalServerException"): True,
+    (503, "ServiceUnavailableException"): True,
+}
+
+EXERCISES = {
+    "12.1": Exercise(
+        lambda answer: answer(_LOG) == "ModuleNotFoundError: No module named 'torhc'",
+        "first_traceback(log) has all of the chain; an empty line ends its first part",
+        """from tutorial_lib import first_traceback
+
+def answer(log):
+    return first_traceback(log).split("\\n\\n")[0].splitlines()[-1]""",
+    ),
+    "12.2": Exercise(
+        lambda answer: all(bool(answer(*said)) is wanted for said, wanted in _ANSWERS.items())
+        and isinstance(answer(500, ""), bool),
+        "a 4xx says that the request is at fault: unchanged it fails again. A worker that died comes back",
+        """def answer(status, kind):
+    return status >= 500""",
+    ),
+}
