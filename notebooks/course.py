@@ -1,7 +1,7 @@
 """What every chapter begins with: `import course`.
 
 Chapters work in the course's folder, with the programs of this Python's environment (torchserve,
-torch-model-archiver) on PATH, and without progress bars that last a second.
+torch-model-archiver) on PATH, and without progress bars that last a second. A download keeps its bar.
 """
 
 import logging as python_logging
@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,7 +17,10 @@ os.chdir(ROOT)
 sys.path.insert(0, str(ROOT / "notebooks"))  # for exercises: it was on the path as "", the folder just left
 Path("build").mkdir(exist_ok=True)
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-logging.disable_progress_bar()
+hub_shows_bars = not are_progress_bars_disabled()
+logging.disable_progress_bar()  # the hub's too, which may have 540 MB to fetch
+if hub_shows_bars:
+    enable_progress_bars()
 python_logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # "OpenVINO is not enabled"
 
 

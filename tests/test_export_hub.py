@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import ROOT
 from tutorial_lib import ExportError, export_model
 from tutorial_lib.export import EMBEDDED
 
@@ -68,7 +69,7 @@ class _HubAnswers(BaseHTTPRequestHandler):
                 {"type": "file", "path": name, "size": file.stat().st_size, "oid": COMMIT}
                 for name, file in names.items()
             ]
-        return self._send(json.dumps(answer).encode(), "a")
+        return self._send(json.dumps(answer).encode(), "")
 
     def _file(self, revision: str, name: str) -> None:
         if name not in self.server.names:
@@ -114,23 +115,34 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def export_from(hub: Hub, out: Path, revision: str = "", model_id: str = "owner/model") -> str:
-    """What an export in a process of its own printed: huggingface_hub reads its settings on import."""
-    code = (
-        "import sys; from tutorial_lib import export_model, ExportError\n"
-        "try: print(export_model(sys.argv[1], sys.argv[2], revision=sys.argv[3] or None))\n"
-        "except ExportError as error: print(error)"
-    )
-    env = {
+def asking(hub: Hub, cache: Path) -> dict[str, str]:
+    """The environment of a process that asks this hub; huggingface_hub reads it on import."""
+    return {
         **os.environ,
         "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(out.parent / "hub"),
+        "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "5",
     }
+
+
+def export_from(
+    hub: Hub, out: Path, revision: str = "", model_id: str = "owner/model", before: str = ""
+) -> str:
+    """What an export in a process of its own printed; a download must show a bar on stderr."""
+    code = (
+        f"{before}\nimport sys; from tutorial_lib import export_model, ExportError\n"
+        "try: print(export_model(sys.argv[1], sys.argv[2], revision=sys.argv[3] or None))\n"
+        "except ExportError as error: print(error)"
+    )
+    downloads = len(hub.starts)
     command = [sys.executable, "-c", code, model_id, str(out), revision]
+    env = asking(hub, out.parent / "hub")
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
+    if len(hub.starts) > downloads:
+        assert re.search(r"\d+%\|", run.stderr), "the download showed no progress"
+    assert "Loading weights" not in run.stderr
     return run.stdout.strip()
 
 
@@ -142,10 +154,60 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Pat
     assert hub.revisions == {COMMIT}
 
 
+def test_a_revision_may_stand_in_the_name_and_a_chapter_shows_the_bar_too(hub: Hub, tmp_path: Path) -> None:
+    """`import course` silences transformers' bars, whose switch is the hub's too."""
+    begin = f"import sys; sys.path.insert(0, {str(ROOT / 'notebooks')!r}); import course"
+    said = export_from(hub, tmp_path / "out", model_id=f"owner/model@{COMMIT}", before=begin)
+    assert said == str(tmp_path / "out")
+    assert hub.revisions == {COMMIT} and hub.starts
+
+
+def test_a_hub_that_is_gone_leaves_its_cache_and_a_sentence(hub: Hub, tmp_path: Path) -> None:
+    export_from(hub, tmp_path / "out", COMMIT)
+    assert "The hub has no model 'owner/other'" in export_from(hub, tmp_path / "x", model_id="owner/other")
+    hub.shutdown()
+    hub.server_close()
+    assert export_from(hub, tmp_path / "again", COMMIT) == str(tmp_path / "again")
+    said = export_from(hub, tmp_path / "third", model_id="owner/third")
+    assert "can't be reached" in said and "'embedded'" in said
+    assert not (tmp_path / "third").exists() and not (tmp_path / "x").exists()
+
+
+def test_a_repository_with_a_pickle_alone_becomes_safetensors(
+    hub: Hub, model_dir: Path, tmp_path: Path
+) -> None:
+    """As the article's own model was when it was written."""
+    hub.names["pytorch_model.bin"] = tmp_path / "pytorch_model.bin"
+    torch.save(load_file(hub.names.pop("model.safetensors")), hub.names["pytorch_model.bin"])
+    out = Path(export_from(hub, tmp_path / "out"))
+    exported, wanted = (load_file(folder / "model.safetensors") for folder in (out, model_dir))
+    assert exported.keys() == wanted.keys()
+    assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
+    assert not (out / "pytorch_model.bin").exists()
+
+
+@pytest.mark.parametrize("chapter", ["01", "03"])
+def test_a_chapter_runs_alone_with_another_model_and_nothing_else_changed(
+    chapter: str, hub: Hub, tmp_path: Path
+) -> None:
+    """In a copy of the course with nothing built: what it needs of earlier chapters, it makes."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    command = [sys.executable, str(ROOT / "book" / "run.py"), "--in-place", chapter]
+    command += ["--notebooks", str(tmp_path / "notebooks"), "--model-id", f"owner/model@{COMMIT}"]
+    env = asking(hub, tmp_path / "hub")
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    assert hub.revisions == {COMMIT} and hub.starts == [0]
+    assert (tmp_path / "build" / "my_model" / "model.safetensors").is_file()
+
+
 def test_a_revision_that_is_not_there_leaves_the_old_export(hub: Hub, tmp_path: Path) -> None:
     old = export_model("embedded", tmp_path / "out")
     kept = {file.name: file.read_bytes() for file in old.iterdir()}
-    assert "no revision 'v9'" in export_from(hub, old, "v9")
+    assert "no revision 'v9'" in export_from(hub, old, model_id="owner/model@v9")
     assert {file.name: file.read_bytes() for file in old.iterdir()} == kept
 
 
@@ -209,11 +271,16 @@ def test_an_older_pickle_of_weights_becomes_safetensors(model_dir: Path, tmp_pat
     assert (out / "model.safetensors").is_file() and not (out / "pytorch_model.bin").exists()
 
 
-@pytest.mark.parametrize("model_id", ["", "no/such/folder", "./nowhere", "../a/b", "owner"])
+@pytest.mark.parametrize("model_id", ["", "no/such/folder", "./nowhere", "../a/b", "owner", "owner/model@"])
 def test_names_that_are_no_model_are_said_without_asking_the_hub(model_id: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"'embedded'|no config.json"):
         export_model(model_id, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_revisions_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="Leave one of them out"):
+        export_model("owner/model@v1", tmp_path / "out", revision="v2")
 
 
 def test_out_that_is_a_file_is_kept(tmp_path: Path) -> None:

@@ -40,9 +40,11 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
 
     Args:
         model_id: "embedded" (the small model that comes with this package), a local folder, or a
-            model on the Hugging Face hub, as "finiteautomata/bertweet-base-sentiment-analysis".
+            model on the Hugging Face hub, as "finiteautomata/bertweet-base-sentiment-analysis", or
+            with its revision: "owner/name@revision".
         out: the folder to write. An earlier export there is replaced.
-        revision: for the hub: a commit, tag or branch. Pin a commit for the same weights tomorrow.
+        revision: for the hub, another way to say it: a commit, tag or branch. Pin a commit for the
+            same weights tomorrow.
 
     Returns:
         `out`, as a Path.
@@ -104,12 +106,18 @@ def _find_source(model_id: str, revision: str | None) -> Path:
         return EMBEDDED
     if Path(model_id).is_dir():
         return Path(model_id)
-    if model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
+    name, at, pin = model_id.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or bool(at) != bool(pin):
         raise ExportError(
-            f"There is no folder {model_id!r}, and it is not the name of a model on the hub "
-            "(owner/name). Check the path, or use 'embedded', the model that comes with the package."
+            f"There is no folder {model_id!r}, and it is not the name of a model on the hub (owner/name "
+            "or owner/name@revision). Check the path, or use 'embedded', the model that comes with the "
+            "package."
         )
-    return _download(model_id, revision)
+    if pin and revision and pin != revision:
+        raise ExportError(
+            f"{model_id!r} names one revision, and revision={revision!r} another. Leave one of them out."
+        )
+    return _download(name, pin or revision)
 
 
 def _download(model_id: str, revision: str | None) -> Path:
@@ -185,16 +193,21 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """transformers draws one for each read and write of a second; the download's bar is the one to see."""
+    """transformers draws one for each read and write of a second; the download's bar is the one to see.
+
+    Its switch turns the hub's bars on and off too, so theirs is put back by itself.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
             logging.enable_progress_bar()
+        (enable_progress_bars if hub_shown else disable_progress_bars)()
 
 
 def _check_files(folder: Path) -> None:
