@@ -25,6 +25,7 @@ from tutorial_lib import (
     TorchServe,
     build_archive,
 )
+from tutorial_lib.client import ModelDescription, Worker
 
 
 class Seen(NamedTuple):
@@ -190,10 +191,23 @@ def test_silence_is_a_timeout(stand_in: StandIn) -> None:
         stand_in.hold.set()
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:8080", "http://", "no url"])
-def test_wrong_addresses_are_api_errors(address: str) -> None:
-    with pytest.raises(ApiError) as raised:
-        InferenceClient(address).ping()
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"address": "http://127.0.0.1:1"}, "Nothing answers"),
+        ({"address": "127.0.0.1:8080"}, "can't be asked"),
+        ({"address": "http://"}, "can't be asked"),
+        ({"address": "no url"}, "can't be asked"),
+        ({"address": None}, "address is None. Give a text"),
+        ({"timeout": None}, "timeout is None. Give two numbers"),
+        ({"timeout": (5, -1)}, "timeout is -1. Give a number of seconds"),
+        ({"token": 3}, "can't be a token"),
+        ({"address": "https://127.0.0.1:1", "verify": "none.pem"}, r"none\.pem"),
+    ],
+)
+def test_what_no_client_can_be_made_of_is_an_api_error(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ApiError, match=sentence) as raised:
+        InferenceClient(**{"address": "http://127.0.0.1:1", **options}).ping()
     assert raised.value.status == 0
 
 
@@ -315,6 +329,7 @@ def test_the_life_of_a_version(live: TorchServe) -> None:
     options = ("batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "workers")
     assert [second[option] for option in options] == [4, 7, 11, 12, []]  # type: ignore[literal-required]
     assert second["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
+    assert set(second) <= set(ModelDescription.__annotations__)
 
     assert management.scale("echo", version="2.0", min_worker=1, wait=False)["status"].startswith(
         "Processing"
@@ -322,6 +337,7 @@ def test_the_life_of_a_version(live: TorchServe) -> None:
     assert management.scale("echo", version="2.0", min_worker=1) == {"status": "1 workers are READY"}
     customized = management.describe("echo", "2.0", customized=True)
     assert customized["customizedMetadata"] == {"labels": ["a", "b"]}
+    assert set(customized["workers"][0]) <= set(Worker.__annotations__)
     assert "customizedMetadata" not in management.describe("echo", "2.0")
 
     assert "2.0" in management.set_default("echo", "2.0")["status"]
@@ -356,7 +372,9 @@ def test_the_list_has_pages(live: TorchServe) -> None:
         (lambda m: m.describe("echo", "9", customized=True), "404 .*describe_all"),
         (lambda m: m.register("missing.mar"), "404 .* is in the server's model store"),
         (lambda m: m.register("text.mar"), "400 .* whole archive"),
+        (lambda m: m.describe("echo", "all"), "Ask describe_all"),
         (lambda m: m.register(""), "file name of an archive"),
+        (lambda m: m.register(None), "archive is None. Give the file name"),
         (lambda m: m.register("file:///nowhere/x.mar"), "archive"),
         (lambda m: m.register("http://127.0.0.1:1/x.mar"), "archive"),
         (lambda m: m.register("echo-2.0.mar", "a/b"), 'has no "/"'),
@@ -391,12 +409,14 @@ def test_an_address_that_is_not_the_management_one_is_told(live: TorchServe) -> 
 
 
 TEXTS = ["", "echo", "1.0", "2.0", "all", "..", "a/b", "two\nlines", "%2F", "é", "😀", "\ud800", "x" * 5000]
-NAMES = st.sampled_from(TEXTS) | st.text(max_size=20)
+NO_TEXTS: st.SearchStrategy[Any] = st.sampled_from([None, 3, b"x", ["a"]])
+NAMES = st.sampled_from(TEXTS) | st.text(max_size=20) | NO_TEXTS
 # Numbers that are right and large are left out: the server would really start a thousand workers.
 NUMBERS: st.SearchStrategy[Any] = st.sampled_from([-1, 0, 1, 2**31, -(2**31), 10**30, 0.5, True, "1", "x"])
 URLS = NAMES | st.sampled_from(
     ["echo-2.0.mar", "text.mar", "../text.mar", "/", "http://", "http://[::", "ftp://a/b"]
 )
+TIMEOUTS: st.SearchStrategy[Any] = st.sampled_from([20, 20.0, 0, -1, float("nan"), 1e9, None, "20"])
 URLS |= st.sampled_from(["http://127.0.0.1:1/a.mar", "file://", "file:///nowhere.mar", "://"])
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
@@ -408,6 +428,7 @@ def call(method: str, *arguments: Any, **options: Any) -> st.SearchStrategy[Call
 REGISTER = {
     **dict.fromkeys(("batch_size", "max_batch_delay", "response_timeout", "startup_timeout"), NUMBERS),
     **dict.fromkeys(("handler", "runtime"), NAMES),
+    "timeout": TIMEOUTS,
     **dict.fromkeys(("wait", "s3_sse_kms"), st.booleans()),
     "initial_workers": NUMBERS.filter(lambda number: number != 1),
 }
@@ -417,20 +438,27 @@ CALLS = st.one_of(
     call("describe", NAMES, st.none() | NAMES, customized=st.booleans()),
     call("describe_all", NAMES),
     call("register", URLS, st.none() | NAMES, **REGISTER),
-    call("scale", NAMES, max_worker=NUMBERS, version=NAMES, wait=st.booleans()),
+    call("scale", NAMES, max_worker=NUMBERS, version=NAMES, wait=st.booleans(), timeout=TIMEOUTS),
     call("set_default", NAMES, NAMES),
     call("unregister", NAMES.filter(lambda name: name != "echo"), st.none() | NAMES),
     call("scrape", st.none() | NAMES),
 )
 
 
-TOKENS = st.sampled_from(["right"] * 4 + [None, "", "wrong"]) | st.text(max_size=20)
+TOKENS = st.sampled_from(["right"] * 4 + [None, "", "wrong", 3, b"x"]) | st.text(max_size=20)
+ADDRESSES = st.sampled_from([None, 3, b"http://127.0.0.1", "", "http://", "http://[::", "ftp://a", "no url"])
+CONNECTIONS: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}),  # half of the calls go where they should
+    st.just({}),
+    st.fixed_dictionaries({"address": ADDRESSES}),
+    st.fixed_dictionaries({"timeout": st.sampled_from([None, 5, (5,), (0, 20), (5, "x"), (5, 20, 5)])}),
+)
 
 
-@given(call=CALLS, min_worker=NUMBERS, token=TOKENS)
+@given(call=CALLS, min_worker=NUMBERS, token=TOKENS, connection=CONNECTIONS)
 @settings(max_examples=600, deadline=30_000)  # ms for one example: none may hang
 def test_any_call_is_answered_or_told_what_to_do(
-    call: Call, min_worker: Any, token: str | None, live: TorchServe
+    call: Call, min_worker: Any, token: Any, connection: dict[str, Any], live: TorchServe
 ) -> None:
     method, arguments, options = call
     token = live.token("management") if token == "right" else token
@@ -443,8 +471,9 @@ def test_any_call_is_answered_or_told_what_to_do(
         if method == "scrape"
         else (live.management_address, ManagementClient)
     )
+    connection = {"address": address, "timeout": (5, 20), **connection}
     try:
-        getattr(client(address, token=token, timeout=(5, 20)), method)(*arguments, **options)
+        getattr(client(token=token, **connection), method)(*arguments, **options)
     except ApiError as error:
         said = f"{error.status or ''} {error.kind}: {error.message}".strip().rstrip(".")
         assert error.kind == "InvalidArgument" or str(error).removeprefix(said).strip(". "), str(error)

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -61,19 +62,23 @@ def test_a_changed_archive_is_refused_and_nothing_starts(echo: Path, tmp_path: P
 
 
 def test_what_was_checked_is_what_is_served(echo: Path, tmp_path: Path) -> None:
-    """The server serves its own copy: a change after the check, and another archive, stay outside."""
+    """The server serves its own copy: a change after the check, another archive and a folder stay outside."""
     store = tmp_path / "store"
     store.mkdir()
     mar = store / "echo.mar"
     shutil.copyfile(echo, mar)
-    with TorchServe(models={"m": mar}, sha256={"m": archive_sha256(echo)}, model_api=True) as server:
+    folder = build_archive(
+        "folder", handler=echo.parent.parent / "echo.py", export_path=tmp_path, archive_format="no-archive"
+    )
+    with TorchServe(models={"m": mar}, sha256={"m": archive_sha256(echo)}) as server:
         changed(echo, mar)
         server.management.scale("m", min_worker=2)
         assert server.inference.predict("m", b"hi") == "hi"
-        for foreign in (changed(echo, store / "other.mar").name, f"file://{mar}"):
+        for foreign in (changed(echo, store / "other.mar").name, f"file://{mar}", folder.absolute()):
             with pytest.raises(ApiError) as raised:
                 server.management.register(foreign, "foreign")
-            assert raised.value.status == 404
+            assert raised.value.status == 405
+        assert [entry["modelName"] for entry in server.management.list_models()] == ["m"]
         for worker in server.management.describe("m")["workers"]:
             unpacked = Path(psutil.Process(worker["pid"]).cwd())
             assert (unpacked / "echo.py").read_bytes() == (echo.parent.parent / "echo.py").read_bytes()
@@ -97,6 +102,23 @@ def test_a_folder_archive_is_checked_and_served(tmp_path: Path) -> None:
     )
     with TorchServe(models={"m": folder}, sha256={"m": archive_sha256(folder)}) as server:
         assert server.inference.predict("m", b"") == "ok"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_api": True},
+        {"config": {"enable_model_api": True}},
+        {"config": {"enable_model_api": "true"}},
+        {"config": {"allowed_urls": "file://.*"}},
+    ],
+)
+def test_digests_and_a_way_in_for_other_code_do_not_go_together(options: dict[str, Any], echo: Path) -> None:
+    """Registered with a management token, a folder from anywhere would be served unchecked."""
+    with pytest.raises(ArchiveError, match=r"a management token is enough .* Leave those out, or sha256="):
+        TorchServe(models={"m": echo}, sha256={"m": archive_sha256(echo)}, **options)
+    closed = {"enable_model_api": False, "allowed_urls": "none"}
+    TorchServe(models={"m": echo}, sha256={"m": archive_sha256(echo)}, config=closed)
 
 
 def test_every_model_must_be_accounted_for(echo: Path) -> None:
@@ -177,7 +199,7 @@ def test_a_workflow_is_not_fetched_either(server: TorchServe) -> None:
 
 
 def test_the_key_file_is_the_owners_alone(server: TorchServe) -> None:
-    path = server._key_file.path
+    path = server.key_file
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
 
 

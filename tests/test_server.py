@@ -48,7 +48,7 @@ def test_ready_means_answers_and_stop_means_gone(mar: Path) -> None:
 def test_tokens_refresh_by_themselves_and_others_are_refused(server: TorchServe) -> None:
     from tutorial_lib import InferenceClient, KeyFile
 
-    stale = KeyFile(server._key_file.path, server.management_address)
+    stale = KeyFile(server.key_file, server.management_address)
     old = stale.token("inference")
     stale.refresh("inference")
     assert server.token("inference") != old

@@ -64,7 +64,18 @@ class ModelDescription(TypedDict):
     responseTimeout: NotRequired[int]
     startupTimeout: NotRequired[int]
     maxRetryTimeoutInSec: NotRequired[int]
+    clientTimeoutInMills: NotRequired[int]
+    parallelType: NotRequired[str]
+    parallelLevel: NotRequired[int]
     deviceType: NotRequired[str]
+    continuousBatching: NotRequired[bool]
+    useJobTicket: NotRequired[bool]
+    useVenv: NotRequired[bool]
+    stateful: NotRequired[bool]
+    sequenceMaxIdleMSec: NotRequired[int]
+    sequenceTimeoutMSec: NotRequired[int]
+    maxNumSequence: NotRequired[int]
+    maxSequenceJobQueueSize: NotRequired[int]
     loadedAtStartup: bool
     workers: list[Worker]
     jobQueueStatus: NotRequired[JobQueueStatus]
@@ -110,7 +121,7 @@ class KeyFile:
     verify: bool | str = True
 
     def token(self, kind: TokenType) -> str:
-        """The current token for one of the two addresses (metrics go with "inference").
+        """The current token for one of the two addresses; the metrics address asks for none.
 
         Raises:
             ApiError: there is no key file, or it can't be read.
@@ -152,6 +163,9 @@ class _Client:
             server with authorization off.
         timeout: seconds to connect, seconds to wait for an answer.
         verify: for an https address, the file of the certificates to trust; True for the system's.
+
+    Raises:
+        ApiError: the address is no text, or a timeout no number of seconds.
     """
 
     _token_type: TokenType = "inference"
@@ -164,9 +178,11 @@ class _Client:
         timeout: tuple[float, float] = DEFAULT_TIMEOUT,
         verify: bool | str = True,
     ) -> None:
+        if not isinstance(address, str):
+            raise _wrong("address", address, 'Give a text, as "http://127.0.0.1:8080".')
         self.address = address.rstrip("/")
         self._token = token
-        self._timeout = timeout
+        self._timeout = _two_timeouts(timeout)
         self._verify = verify
         self._session = requests.Session()
 
@@ -314,10 +330,13 @@ class ManagementClient(_Client):
 
         Args:
             model: the name it is registered as.
-            version: a version; None for the default one.
+            version: a version; None for the default one. ("all" is TorchServe's word for every
+                version: `describe_all`.)
             customized: ask a worker too, and get what the handler's `describe_handle` says as
                 customizedMetadata. The question waits in the queue with the predictions.
         """
+        if version == "all":
+            raise _wrong("version", version, "Ask describe_all for every version.")
         params = {"customized": "true"} if customized else {}
         response = self._request("GET", _model_path(model, version), params=params)
         answer: list[ModelDescription] = _json(response, 0)
@@ -369,7 +388,7 @@ class ManagementClient(_Client):
             ApiError: 405 where the server was not started with model_api=True, 404 where the store
                 has no such archive, 409 where that version is there already.
         """
-        path = Path(str(archive))
+        path = Path(archive) if isinstance(archive, str | Path) else Path()
         as_it_is = "://" in str(archive) or (path.is_absolute() and path.is_dir())
         url = str(archive) if as_it_is else path.name
         if not url:
@@ -465,8 +484,11 @@ class MetricsClient(_Client):
             columns name, labels (a dict), value.
 
         Raises:
-            ApiError: nothing answers, or not with metrics. (TorchServe asks for no token here.)
+            ApiError: nothing answers, or not with metrics; or `name` is no text. (TorchServe asks for
+                no token here.)
         """
+        if not isinstance(name, str | None):
+            raise _wrong("name", name, "Give the beginning of a metric's name; None for all metrics.")
         response = self._request("GET", "/metrics")
         try:
             families = list(text_string_to_metric_families(response.text))
@@ -543,6 +565,15 @@ def _whole(what: str, value: object, least: int, most: int = _MOST) -> int:
     raise _wrong(what, value, f"Give a whole number from {least} to {most}.")
 
 
+def _two_timeouts(timeout: tuple[float, float]) -> tuple[float, float]:
+    try:
+        connect, answer = timeout
+    except (TypeError, ValueError):
+        advice = "Give two numbers: seconds to connect, and seconds to wait for an answer."
+        raise _wrong("timeout", timeout, advice) from None
+    return _seconds(connect), _seconds(answer)
+
+
 def _seconds(timeout: float) -> float:
     try:
         if 0 < timeout < 1e6:
@@ -556,10 +587,10 @@ def _wrong(what: str, value: object, advice: str) -> ApiError:
     return ApiError(0, "InvalidArgument", f"{what} is {value!r:.100}. {advice}")
 
 
-def _bearer(token: str) -> dict[str, str]:
-    if not (token.isascii() and token.isprintable() and token.strip() == token):
+def _bearer(token: object) -> dict[str, str]:
+    if not (isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token):
         raise ApiError(
-            0, "InvalidArgument", "The token has characters that no token has. Take it from key_file.json."
+            0, "InvalidArgument", "That can't be a token. Take the one of key_file.json, as a text."
         )
     return {"Authorization": f"Bearer {token}"}
 
@@ -574,7 +605,7 @@ def _send(session: requests.Session, method: str, url: str, **kwargs: Any) -> re
         raise ApiError(0, "SSLError", f"{url} was not asked: {error.args[0]}") from error
     except requests.ConnectionError as error:
         raise ApiError(0, "ConnectionError", f"Nothing answers at {url}.") from error
-    except (requests.RequestException, ValueError) as error:
+    except (OSError, ValueError) as error:  # OSError: a RequestException, or no file of certificates
         raise ApiError(0, "InvalidRequest", f"{url} can't be asked: {error}.") from error
     if response.ok:
         return response

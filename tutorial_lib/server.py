@@ -57,7 +57,8 @@ class TorchServe(Addresses):
         models: name to serve as → archive. All archives lie in one folder, the model store.
         model_store: the folder that archives can be registered from; None for that of `models`.
         sha256: name → `archive_sha256`, for each of `models`. The server then has a model store of its
-            own, with copies of these archives and nothing else: what was checked is what is served.
+            own, with copies of these archives and nothing else: what was checked is what is served. It
+            takes no other code while it runs, so there is no model_api and no `redeploy` then.
         token_auth: ask for tokens (TorchServe's default).
         model_api: allow registering and unregistering over HTTP (TorchServe's default is no).
         ports: port numbers by name (`PORT_NAMES`); those not given, and None, are free ones.
@@ -68,8 +69,8 @@ class TorchServe(Addresses):
         log_dir: where to keep the logs; None for the server's folder, which goes when it stops.
 
     Raises:
-        ArchiveError: an archive is missing, broken or not the one of `sha256`, or the archives lie in
-            several folders.
+        ArchiveError: an archive is missing, broken or not the one of `sha256`, the archives lie in
+            several folders, or `sha256` comes with what would let other code in.
         PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: from starting it.
 
     >>> TorchServe(models={"my_model": "model_store/missing.mar"})
@@ -92,10 +93,11 @@ class TorchServe(Addresses):
     ) -> None:
         self._models = {name: Path(archive) for name, archive in (models or {}).items()}
         self._model_store = _find_store(self._models, model_store)
-        self._sha256 = _checked_sha256(sha256, self._models, model_store)
-        self.token_auth, self._model_api = token_auth, model_api
-        self._wanted_ports = _checked_ports(ports or {})
         self._config = dict(config or {})
+        self.token_auth, self._model_api = token_auth, model_api
+        takes_code = model_api or _takes_code(self._config)
+        self._sha256 = _checked_sha256(sha256, self._models, model_store, takes_code)
+        self._wanted_ports = _checked_ports(ports or {})
         self._startup_timeout = startup_timeout
         self._log_dir = Path(log_dir).absolute() if log_dir else None
         self._process: subprocess.Popen[bytes] | None = None
@@ -318,7 +320,8 @@ class TorchServe(Addresses):
             WorkerFailed: the new version can't be loaded; it quotes the traceback.
             ArchiveError: a file is missing.
             ApiError: there is no such model.
-            TutorialError: the server was not started with model_api=True, or the model has no worker.
+            TutorialError: the server was not started with model_api=True (which one with sha256= can't
+                be), or the model has no worker.
         """
         if self._folder is None:
             raise TutorialError("This server is not running: there is nothing to replace. Start it first.")
@@ -340,7 +343,7 @@ class TorchServe(Addresses):
         verify = True if certificate is None else _property(certificate)
         key_file = KeyFile(self._folder / "key_file.json", self.management_address, verify)
         token = key_file if self.token_auth else None
-        self._key_file = key_file
+        self._keys = key_file
         self._connect_clients(token, token, verify)
 
     @property
@@ -369,11 +372,18 @@ class TorchServe(Addresses):
         """The command that runs it, as one would type it."""
         return shlex.join(["torchserve", *self._command()[3:]])
 
+    @property
+    def key_file(self) -> Path:
+        """The file with its tokens and its API key, which it writes when it starts."""
+        if self._process is None:
+            raise TutorialError("This server is not running: it has no key file.")
+        return self._keys.path
+
     def token(self, kind: TokenType) -> str:
-        """The current token: "inference" (metrics too) or "management"."""
+        """The current token: "inference" or "management"; the metrics address asks for none."""
         if self._process is None:
             raise TutorialError("This server is not running: it has no tokens.")
-        return self._key_file.token(kind)
+        return self._keys.token(kind)
 
     def log_tail(self, n: int = 20) -> str:
         """The last n lines that the server printed; after it stopped, out of its last 200."""
@@ -529,10 +539,18 @@ def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> P
 
 
 def _checked_sha256(
-    sha256: Mapping[str, str] | None, models: Mapping[str, Path], model_store: str | Path | None
+    sha256: Mapping[str, str] | None,
+    models: Mapping[str, Path],
+    model_store: str | Path | None,
+    takes_code: bool,
 ) -> dict[str, str] | None:
     if sha256 is None:
         return None
+    if takes_code:
+        raise ArchiveError(
+            "A server with sha256= serves what was checked and nothing else; with model_api=True or "
+            "allowed_urls a management token is enough to bring in other code. Leave those out, or sha256=."
+        )
     if model_store is not None:
         raise ArchiveError(
             "A server with sha256= has a model store of its own, with what was checked and nothing else. "
@@ -544,6 +562,12 @@ def _checked_sha256(
             f"sha256= has nothing for {', '.join(unknown)}. Give the digest of each model's archive."
         )
     return dict(sha256)
+
+
+def _takes_code(config: Mapping[str, object]) -> bool:
+    """Whether these settings let code in over HTTP: a folder from anywhere, a workflow from a URL."""
+    registers, urls = config.get("enable_model_api", False), config.get("allowed_urls", "none")
+    return _property(registers).lower() != "false" or _property(urls) != "none"
 
 
 def _property(value: object) -> str:
