@@ -1,7 +1,7 @@
 """What breaks in production: the library's sentence for each, and that the server serves on.
 
-The drills of chapter 12; those of test_server.py (a killed worker, a taken port) and test_secure.py
-(an expired token) are not repeated here.
+The drills of chapter 12; those of test_server.py (an idle worker killed, a taken port) and
+test_secure.py (an expired token) are not repeated here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import eventually
@@ -88,6 +89,23 @@ def test_a_bad_moment_is_said_and_passes(body: bytes, status: int, sentence: str
         moody.inference.predict("m", body, timeout=30)
     assert raised.value.status == status
     eventually(lambda: answers(moody))
+
+
+def test_a_worker_killed_in_the_middle_of_a_request_is_said_and_comes_back(moody: TorchServe) -> None:
+    """Frozen first, so that it surely has the request in its hands when it is killed."""
+    worker = psutil.Process(moody.management.describe("m")["workers"][0]["pid"])
+    log = moody.log_dir / "ts_log.log"
+    sent = log.read_text().count("Flushing req.cmd PREDICT")
+    worker.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(moody.inference.predict, "m", b"well", timeout=30)
+        eventually(lambda: log.read_text().count("Flushing req.cmd PREDICT") > sent, 10)
+        worker.kill()
+        error = asked.exception()
+    assert isinstance(error, ApiError) and error.message == "Worker died."
+    sentence = {507: "The worker was killed (SIGKILL)", 500: "The worker crashed"}[error.status]
+    assert sentence in str(error) and "predict(…, retries=1)" in str(error)
+    assert moody.inference.predict("m", b"well", timeout=30, retries=1) == "well"
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,16 @@ _LOG = "\n".join(
     )
 )
 _ANSWERS = {
-    (400, "BadRequest"): False,
-    (400, "InvalidKeyException"): False,  # unchanged, with the same token, it fails again
-    (404, "ModelNotFoundException"): False,
+    (400, "The body has no input"): False,
+    (400, "Token Authorization failed"): False,  # unchanged, with the same token, it fails again
+    (404, "Model not found: m"): False,
     (413, "Request Entity Too Large"): False,
-    (500, "InternalServerException"): True,
-    (503, "ServiceUnavailableException"): True,
+    (500, "Worker died."): True,
+    (503, 'Model "m" has no worker to serve inference request.'): True,
+    (503, "Prediction failed"): False,  # the handler raised: for this request it will again
+    (503, "number of batch response mismatched"): False,
+    (507, "Worker died."): True,
+    (507, "Out of resources"): False,
 }
 
 EXERCISES = {
@@ -36,10 +40,9 @@ def answer(log):
     return first_traceback(log).split("\\n\\n")[0].splitlines()[-1]""",
     ),
     "12.2": Exercise(
-        lambda answer: all(bool(answer(*said)) is wanted for said, wanted in _ANSWERS.items())
-        and isinstance(answer(500, ""), bool),
-        "a 4xx says that the request is at fault: unchanged it fails again. A worker that died comes back",
-        """def answer(status, kind):
-    return status >= 500""",
+        lambda answer: all(bool(answer(*said)) is wanted for said, wanted in _ANSWERS.items()),
+        "a worker that died comes back, one that is missing may come; what a handler says it says again",
+        """def answer(status, message):
+    return "Worker died" in message or "has no worker" in message""",
     ),
 }
