@@ -8,7 +8,4 @@ myst_heading_anchors = 3
 html_theme = "sphinx_book_theme"
 html_title = "A PyTorch model to production with TorchServe"
 html_show_sourcelink = False
-suppress_warnings = [
-    "mystnb.unknown_mime_type",
-    "myst.xref_missing",  # links to files outside the book, as the model card; tests hold that they exist
-]
+suppress_warnings = ["mystnb.unknown_mime_type"]

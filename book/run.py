@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
+CARD = "tutorial_lib/embedded/README.md"  # a page of every book; index.md lists it
 
 
 class ChapterFailed(Exception):
@@ -46,7 +49,9 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
         ChapterFailed: a cell failed; what ran until then is written too.
     """
     started = time.monotonic()
-    live = sys.stdout.isatty()  # a bar for people; CI logs get one line a chapter
+    live = sys.stdout.isatty()  # a bar for people; a log gets a line at a chapter's start and at its end
+    if not live:
+        print(f"{title} …", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         notebook = papermill.execute_notebook(
@@ -69,11 +74,23 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
         raise ChapterFailed(
             f"{title} failed in cell [{error.exec_count}]:\n    {head}\n{error.ename}: {error.evalue}"
         ) from None
+    except DeadKernelError:
+        raise ChapterFailed(
+            f"{title} failed: its Python process died in this cell:\n    {_last_begun(target)}\n"
+            "Out of memory is the usual cause; `dmesg` says so."
+        ) from None
     _drop_run_metadata(notebook)
     nbformat.write(notebook, target)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     print(f"{title:34} {cells:3} cells {time.monotonic() - started:6.1f} s", flush=True)
     return notebook
+
+
+def _last_begun(notebook: Path) -> str:
+    """The first lines of the last cell that was begun, in a notebook that papermill left."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    source = next(cell.source for cell in reversed(cells) if cell.get("execution_count"))
+    return "\n    ".join(source.splitlines()[:6])
 
 
 def _has_parameters(source: Path) -> bool:
@@ -90,19 +107,42 @@ def _drop_run_metadata(notebook: Any) -> None:
             cell.metadata.pop(name, None)
 
 
-def bind(executed: Path, book: Path) -> Path:
+def bind(executed: Path, book: Path, *, whole: bool = True) -> Path:
     """One HTML book of the executed chapters; returns its first page.
+
+    Args:
+        executed: the folder of the executed chapters; what they link to is copied into it.
+        book: the folder to write.
+        whole: all chapters are there, so a link that leads nowhere is an error.
 
     Raises:
         ChapterFailed: Sphinx refused; the message is what it said.
     """
     for page in (ROOT / "book/conf.py", ROOT / "book/index.md", *(ROOT / "notebooks").glob("*.svg")):
         shutil.copyfile(page, executed / page.name)
+    _bring(CARD, executed)
+    _bring_linked_files(executed)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(executed), str(book)]
+    if not whole:
+        command += ["-D", "suppress_warnings=mystnb.unknown_mime_type,myst.xref_missing"]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise ChapterFailed(f"The book could not be bound:\n{run.stderr}")
     return book / "index.html"
+
+
+def _bring_linked_files(executed: Path) -> None:
+    """A chapter links to ../deploy/compose.yaml; the book has no "..", so the file and the link move in."""
+    for chapter in executed.glob("*.ipynb"):
+        text = chapter.read_text(encoding="utf-8")
+        for path in set(re.findall(r"\]\(\.\./([^)#]+)\)", text)):
+            _bring(path, executed)
+        chapter.write_text(text.replace("](../", "]("), encoding="utf-8")
+
+
+def _bring(path: str, executed: Path) -> None:
+    (executed / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / path, executed / path)
 
 
 def predictions(notebook: Any) -> str:
@@ -139,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
             answers = predictions(notebook) or answers
         if args.in_place:
             return 0
-        page = bind(executed, args.build / "book")
+        page = bind(executed, args.build / "book", whole=not args.chapters)
     except ChapterFailed as error:
         print(error, file=sys.stderr)
         return 1

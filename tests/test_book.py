@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tests.conftest import ROOT
 
 
-def write(folder: Path, name: str, *cells: tuple[str, str]) -> None:
+def write(folder: Path, name: str, *cells: tuple[str, str], title: str = "A chapter") -> None:
     code = [new_code_cell(source, metadata={"tags": [tag] if tag else []}) for tag, source in cells]
-    title = new_markdown_cell(f"# {name}")
+    head = new_markdown_cell(f"# {title}")
     folder.mkdir(exist_ok=True)
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    nbformat.write(new_notebook(cells=[title, *code], metadata=kernel), folder / f"{name}.ipynb")
+    nbformat.write(new_notebook(cells=[head, *code], metadata=kernel), folder / f"{name}.ipynb")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,14 +31,37 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_leaves_notebooks_a_book_and_the_predictions(tmp_path: Path) -> None:
     chapters = tmp_path / "chapters"
     write(chapters, "00_look", ("parameters", 'MODEL_ID = "embedded"'), ("", "print(MODEL_ID)"))
-    write(chapters, "01_say", ("predictions", "print('Positive 0.99')"))
+    links = "A\n\n[card](../tutorial_lib/embedded/README.md), [file](../deploy/compose.yaml), [0](00_look.ipynb)"
+    write(chapters, "01_say", ("predictions", "print('Positive 0.99')"), title=links)
     done = run(chapters, "--model-id", "some/model")
     assert done.returncode == 0, done.stderr
+    assert "[1/2] 00_look …" in done.stdout.splitlines()[0]  # said at its start; a chapter takes a while
     assert "[1/2] 00_look" in done.stdout and "3 cells" in done.stdout  # one holds the parameters given
     assert done.stdout.rstrip().endswith("Positive 0.99")
     assert "some/model" in (tmp_path / "build/book/00_look.html").read_text()
+    book = tmp_path / "build" / "book"
+    found = re.findall(r'href="([^"#:?]+)', (book / "01_say.html").read_text())
+    assert {"tutorial_lib/embedded/README.html", "00_look.html"} <= set(found)
+    assert any(link.endswith("compose.yaml") for link in found)
+    assert [link for link in found if not (book / link).exists()] == []
     executed = nbformat.read(tmp_path / "build/notebooks/01_say.ipynb", as_version=4)
     assert executed.cells[1].outputs[0].text == "Positive 0.99\n"
+
+
+def test_a_link_that_leads_nowhere_is_an_error_of_the_whole_book_alone(tmp_path: Path) -> None:
+    chapters = tmp_path / "chapters"
+    write(chapters, "00_look", ("", "1"), title="Look\n\n[next](01_next.ipynb)")
+    dead = run(chapters)
+    assert dead.returncode == 1 and "01_next" in dead.stderr
+    assert run(chapters, "00").returncode == 0  # the next chapter was not asked for
+
+
+def test_a_kernel_that_dies_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "chapters", "00_die", ("", "1 + 1"), ("", "import os\nos._exit(9)"))
+    done = run(tmp_path / "chapters")
+    assert done.returncode == 1
+    assert "[1/1] 00_die failed: its Python process died" in done.stderr and "os._exit(9)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_failing_cell_stops_the_run_and_is_named(tmp_path: Path) -> None:
