@@ -31,7 +31,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_leaves_notebooks_a_book_and_the_predictions(tmp_path: Path) -> None:
     chapters = tmp_path / "chapters"
     write(chapters, "00_look", ("parameters", 'MODEL_ID = "embedded"'), ("", "print(MODEL_ID)"))
-    links = "A\n\n[card](../tutorial_lib/embedded/README.md), [file](../deploy/compose.yaml), [0](00_look.ipynb)"
+    links = "A\n\n[c](../tutorial_lib/embedded/README.md), [file](../deploy/compose.yaml), [](00_look.ipynb)"
     write(chapters, "01_say", ("predictions", "print('Positive 0.99')"), title=links)
     done = run(chapters, "--model-id", "some/model")
     assert done.returncode == 0, done.stderr
