@@ -30,6 +30,7 @@ test: setup lint  ## every test: library, handler, real servers, notebooks
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
 	deploy/setup.sh
 	$(BIN)/python -m pytest -m container
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:doctest -o addopts= notebooks/06_containerize.ipynb
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from tutorial_lib import (
     TutorialError,
     find_engine,
 )
+from tutorial_lib.server import owner_name
 
 BIN = Path(sys.executable).parent
 StandIn = Callable[..., Path]
@@ -80,24 +84,28 @@ def test_an_engine_that_was_asked_for_is_the_only_one(
 
 
 @pytest.mark.parametrize(
-    ("said", "advice"),
+    ("said", "shown"),
     [
         (
-            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
-            "systemctl start",
+            "Client: its version\nCannot connect to the Docker daemon at x. Is the docker daemon running?",
+            "says: Cannot connect to the Docker daemon at x. Is the docker daemon running? "
+            "Start its daemon (sudo systemctl start docker)",
         ),
-        ("permission denied while trying to connect to the Docker daemon socket", "join the group docker"),
+        (
+            "permission denied while trying to connect to the Docker daemon socket",
+            "says: permission denied while trying to connect to the Docker daemon socket. "
+            "Your user may not use it: join the group docker",
+        ),
     ],
 )
-def test_an_engine_that_does_not_work_says_why(stand_in: StandIn, said: str, advice: str) -> None:
-    stand_in("docker", f"info) echo '{said}' >&2; exit 1;;")
-    with pytest.raises(EngineNotFound, match=advice) as caught:
+def test_an_engine_that_does_not_work_says_why(stand_in: StandIn, said: str, shown: str) -> None:
+    stand_in("docker", f"ps*) echo '{said}' >&2; exit 1;;")
+    with pytest.raises(EngineNotFound, match=re.escape(shown)):
         find_engine()
-    assert said.partition(".")[0] in str(caught.value)
 
 
 def test_docker_steps_in_for_a_broken_podman(stand_in: StandIn) -> None:
-    stand_in("podman", "info) echo 'cannot set up namespace' >&2; exit 125;;")
+    stand_in("podman", "ps*) echo 'cannot set up namespace' >&2; exit 125;;")
     stand_in("docker")
     assert find_engine().name == "docker"
 
@@ -181,7 +189,7 @@ def test_an_archive_that_the_build_would_not_see(stand_in: StandIn, course: Path
 
 # Running
 
-GONE = """'image inspect'*|info|stop*|rm*) ;;
+GONE = """'image inspect'*|ps*|stop*|rm*) ;;
 run*) exit 0;;
 port*) echo 127.0.0.1:1;;
 inspect*) echo '{"Running": false, "ExitCode": 137}';;
@@ -230,6 +238,49 @@ def test_a_container_that_ran_out_of_memory(stand_in: StandIn, gone: str, said: 
         Container("localhost/m:1", memory="200m").start()
 
 
+def test_docker_tells_no_ports_of_a_container_that_died_at_once(stand_in: StandIn) -> None:
+    stand_in("docker", f"port*) exit 1;;\n{GONE}")
+    with pytest.raises(ContainerExited, match="the last line"):
+        Container("localhost/m:1").start()
+
+
+def test_what_ended_it_is_told_even_where_it_cannot_be_removed(stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in("podman", f"rm*) echo 'device or resource busy' >&2; exit 1;;\n{GONE}")
+    with pytest.raises(ContainerExited, match="the last line") as caught:
+        Container("localhost/m:1", name="mine").start()
+    assert ["mine could not be removed" in note for note in caught.value.__notes__] == [True]
+    assert not list(Path(tempfile.gettempdir()).glob(f"{owner_name()}-*"))  # its keys are
+
+
+def test_what_it_said_before_a_restart_is_no_news(stand_in: StandIn) -> None:
+    running = GONE.replace("false", "true")
+    stand_in("podman", running)
+    container = Container("localhost/m:1", startup_timeout=1).start()
+    stand_in(
+        "podman",
+        "exec*) echo 'not yet'; exit 1;;\n*--since*) echo 'loading';;\n"
+        "logs*) echo 'Backend worker process died.';;\n" + running,
+    )
+    with pytest.raises(StartTimeout, match=r"(?s)not yet.*\nloading$"):
+        container.restart()
+    container.remove()
+
+
+def test_only_what_a_dead_process_of_this_machine_left_is_removed(stand_in: StandIn, tmp_path: Path) -> None:
+    def left(owner: str) -> str:
+        listed = "ps*--filter*label=torchserve-course.host=*) echo ts-1-1-left;;"
+        return f"{listed}\ninspect*index*) echo {owner};;\n"
+
+    calls = stand_in("podman", left(owner_name()) + GONE)
+    with pytest.raises(ContainerExited):
+        Container("localhost/m:1", name="mine").start()
+    assert "ts-1-1-left\n" in calls.read_text() and "--force\nts-1-1-left" not in calls.read_text()
+    stand_in("podman", left(f"ts-{os.getpid()}-1") + GONE)  # that process is gone, its number is ours now
+    with pytest.raises(ContainerExited):
+        Container("localhost/m:1", name="mine").start()
+    assert "--force\nts-1-1-left" in calls.read_text()
+
+
 def test_keys_are_drawn_for_one_container_and_go_with_it(stand_in: StandIn, tmp_path: Path) -> None:
     copy = f'a=${{a#*=}}; cp -r "${{a%%:*}}" {tmp_path}/keys'
     keep = f"run*) for a; do case $a in --volume=*) {copy};; esac; done;;"
@@ -276,6 +327,16 @@ def test_a_refusal_of_the_engine_is_quoted(stand_in: StandIn) -> None:
         Container("localhost/m:1", options=["--no-such"]).start()
 
 
+def test_a_full_disk_is_named_wherever_it_is_met(stand_in: StandIn) -> None:
+    full = "echo 'Error: writing blob: no space left on device' >&2; exit 125;;"
+    stand_in("podman", f"run*|push*) {full}")
+    with pytest.raises(EngineError, match="The disk is full: `podman system prune`"):
+        Container("localhost/m:1").start()
+    with pytest.raises(ImageError, match=r"(?s)push of r/m:1 failed.*The disk is full") as caught:
+        Image("localhost/m:1").push("r/m:1")
+    assert "logged in" not in str(caught.value)
+
+
 # The files of deploy/, as linters see them
 
 
@@ -300,3 +361,46 @@ def test_scripts_have_no_lint(script: str) -> None:
         [BIN / "shellcheck", "--severity=warning", ROOT / "deploy" / script], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_compose_checks_health_as_the_image_does() -> None:
+    """podman-compose builds images that lose their HEALTHCHECK."""
+    server = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]["torchserve"]
+    _, _, wanted = (ROOT / "deploy" / "Dockerfile").read_text().partition("HEALTHCHECK ")
+    options, _, command = wanted.splitlines()[0].partition(" CMD ")
+    check = server["healthcheck"]
+    assert check.pop("test") == ["CMD", *json.loads(command)]
+    assert check == {
+        name.replace("-", "_"): int(value) if value.isdigit() else value
+        for name, value in re.findall(r"--(\S+)=(\S+)", options)
+    }
+
+
+def test_monitoring_joins_the_server_and_mounts_files_that_are_there(
+    stand_in: StandIn, tmp_path: Path
+) -> None:
+    stand_in("podman", "*version*) echo podman version 4.3.1;;")  # which podman-compose asks for first
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "inference").touch()
+    done = subprocess.run(
+        [
+            *(BIN / "podman-compose", "-f", "deploy/compose.yaml", "-f", "deploy/monitoring.compose.yaml"),
+            "config",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"KEYS": str(keys), "GRAFANA_PASSWORD": "a-password"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert services.keys() == {"torchserve", "prometheus", "grafana"}
+    mounted = [
+        volume.partition(":")[0]
+        for service in services.values()
+        for volume in service["volumes"]
+        if volume.startswith((".", "/"))
+    ]
+    assert len(mounted) == 5
+    assert [path for path in mounted if not (ROOT / "deploy" / path).exists()] == []

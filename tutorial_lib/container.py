@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -33,13 +35,14 @@ from tutorial_lib.errors import (
     WorkerFailed,
 )
 from tutorial_lib.logs import cause_of_death
-from tutorial_lib.server import owner_lives, owner_name
+from tutorial_lib.server import owner_lives, owner_name, sweep
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
 LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # what deploy/base-image.sh makes with no registry
 
 _PORTS: dict[str, int] = {"inference": 8080, "management": 8081, "metrics": 8082}  # inside
 _LOOPBACK = "127.0.0.1"
+_HOST, _OWNER = "torchserve-course.host", "torchserve-course.owner"  # labels: whose a container is
 _POLL = 0.2  # seconds between two looks at a starting container
 _ASK_TIMEOUT = 60.0  # seconds for commands that should answer at once
 
@@ -77,7 +80,7 @@ class Engine:
         except OSError as error:
             raise EngineError(f"{self.name} {arguments[0]}", str(error)) from error
         if done.returncode:
-            raise EngineError(f"{self.name} {arguments[0]}", _said(done.stdout + done.stderr))
+            raise self._error(arguments[0], done.stdout + done.stderr)
         return done.stdout.strip()
 
     def stream(self, *arguments: str) -> str:
@@ -104,8 +107,15 @@ class Engine:
                 process.terminate()
                 raise
         if process.returncode:
-            raise EngineError(f"{self.name} {arguments[0]}", _said("".join(lines[-20:])))
+            raise self._error(arguments[0], "".join(lines[-20:]))
         return "".join(lines)
+
+    def _error(self, verb: str, output: str) -> EngineError:
+        """What it said; a full disk can meet any command."""
+        said = _said(output)
+        if "no space left on device" in said.lower():
+            said += f"\nThe disk is full: `{self.name} system prune` removes what no image needs any more."
+        return EngineError(f"{self.name} {verb}", said)
 
     def has_image(self, name: str) -> bool:
         """Whether an image of that name is on this machine."""
@@ -130,11 +140,13 @@ def find_engine() -> Engine:
             continue
         engine = Engine(program, "docker" if "docker" in Path(name).name else "podman")
         try:
-            engine.run("info")  # unlike `version`, it asks the daemon
+            engine.run("ps", "--quiet")  # unlike `version`, it asks the daemon; unlike `info`, in one line
             return engine
         except EngineError as error:
+            said = error.said.splitlines()[-1].rstrip(".")
+            end = "" if said.endswith("?") else "."
             tried.append(
-                f"{name} is there, but: {error.said}. {_engine_hint(engine.name, error.said)}".strip()
+                f"{name} is there, but says: {said}{end} {_engine_hint(engine.name, error.said)}".strip()
             )
     raise EngineNotFound(tried, wanted)
 
@@ -255,8 +267,7 @@ class Image:
             self.engine.run(verb, *flag, target, timeout=None)
         except EngineError as error:
             raise ImageError(
-                f"{verb} of {target} failed: is its registry up, are you logged in there "
-                f"({self.engine.name} login), and does the name exist?\n{error.said}"
+                f"The {verb} of {target} failed. {_transfer_hint(self.engine.name, error.said)}\n{error.said}"
             ) from error
 
 
@@ -320,6 +331,7 @@ class Container(Addresses):
         self._tokens: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
         self._last_lines = ""
+        self._restarted: str | None = None
         self._exists = False
 
     # Starting and stopping
@@ -329,6 +341,7 @@ class Container(Addresses):
         if self._exists:
             raise TutorialError(f"The container {self.name} is there already. Use it, or remove() it first.")
         deadline = time.monotonic() + self._startup_timeout
+        self._restarted = None
         self._sweep()
         if not self.engine.has_image(self.image.name):
             raise ImageError(
@@ -336,10 +349,10 @@ class Container(Addresses):
             )
         try:
             self._run()
-            self._connect()
             self._wait_until_ready(deadline)
-        except BaseException:  # a Ctrl-C too: nothing may be left behind
-            self.remove()
+            self._connect()
+        except BaseException as error:  # a Ctrl-C too: nothing may be left behind
+            self._remove_after(error)
             raise
         atexit.register(self.remove)
         return self
@@ -355,26 +368,40 @@ class Container(Addresses):
         return time.monotonic() - started
 
     def restart(self) -> None:
-        """Stops it and starts it again: same name, ports and keys; waits until it is ready."""
+        """Stops it and starts it again, with the same name and keys; waits until it is ready.
+
+        docker draws new ports in place of those that were not asked for: the addresses and clients of
+        this object are right again after it, copies of them need not be.
+        """
         deadline = time.monotonic() + self._startup_timeout
         self.stop()
+        self._restarted = datetime.now(UTC).isoformat()
         self.engine.run("start", self.name, cwd=self._folder)
-        self._connect()
         self._wait_until_ready(deadline)
+        self._connect()
 
     def remove(self) -> None:
         """Ends it, and removes it with its keys. What it printed last stays in `logs`."""
         atexit.unregister(self.remove)
-        if self._exists:
-            with contextlib.suppress(EngineError):
-                self._last_lines = self.logs(200)
-            with contextlib.suppress(EngineError):
-                self.stop(grace=10)
-            self.engine.run("rm", "--force", self.name)
-            self._exists = False
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        try:
+            if self._exists:
+                with contextlib.suppress(EngineError):
+                    self._last_lines = self.logs(200)
+                with contextlib.suppress(EngineError):
+                    self.stop(grace=10)
+                self.engine.run("rm", "--force", self.name)
+                self._exists = False
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+
+    def _remove_after(self, error: BaseException) -> None:
+        """Removes it; where that fails, the error that came first is the one to tell, with a note."""
+        try:
+            self.remove()
+        except EngineError as left:
+            error.add_note(f"The container {self.name} could not be removed: {left}")
 
     def __enter__(self) -> Self:
         return self.start()
@@ -385,7 +412,10 @@ class Container(Addresses):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        if exc is None:
+            self.remove()
+        else:
+            self._remove_after(exc)
 
     def command(self, keys: str = "keys") -> list[str]:
         """The engine's command that runs it, with its arguments; `keys` is the folder with the keys."""
@@ -409,14 +439,23 @@ class Container(Addresses):
         ]
 
     def _sweep(self) -> None:
-        """Removes the containers whose owners are dead (a killed kernel), known by their names."""
-        for name in self.engine.run("ps", "--all", "--format", "{{.Names}}").split():
-            if name.startswith("ts-") and not owner_lives(name):
-                self.engine.run("rm", "--force", name)
+        """Removes the containers whose owners are dead (a killed kernel), and their keys.
+
+        Their labels tell: the host's, since other hosts (and containers) may use the same engine, where a
+        process id means another process; and the owner's.
+        """
+        for name in self.engine.run(
+            *("ps", "--all", "--filter", f"label={_HOST}={_host()}", "--format", "{{.Names}}")
+        ).split():
+            with contextlib.suppress(EngineError):  # it went by itself
+                label = f'{{{{index .Config.Labels "{_OWNER}"}}}}'
+                if not owner_lives(self.engine.run("inspect", "--format", label, name)):
+                    self.engine.run("rm", "--force", name)
+        sweep()
 
     def _run(self) -> None:
         # The keys have to be readable for the user inside; the folder around them is for its owner alone.
-        self._folder = Path(tempfile.mkdtemp(prefix="torchserve-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{owner_name()}-"))
         keys = self._folder / "keys"
         keys.mkdir()
         keys.chmod(0o755)
@@ -427,7 +466,12 @@ class Container(Addresses):
         self._exists = True
         try:
             # in a folder of its own: podman's monitor leaves a file "oom" in it where memory ran out
-            self.engine.run(*self.command(str(keys))[1:], timeout=self._startup_timeout, cwd=self._folder)
+            self.engine.run(
+                *("run", "--label", f"{_HOST}={_host()}", "--label", f"{_OWNER}={owner_name()}"),
+                *self.command(str(keys))[2:],
+                timeout=self._startup_timeout,
+                cwd=self._folder,
+            )
         except EngineError as error:
             taken = re.search(r"address already in use|port is already allocated", error.said)
             for name, port in self._wanted_ports.items():
@@ -452,20 +496,20 @@ class Container(Addresses):
                 return
             if "memory limit was hit" in health.message:
                 raise OutOfMemory(self._memory, health.message)
-            log = self.logs(10_000)
-            if "backend worker process died" in log.lower():
-                raise WorkerFailed(cause_of_death(lambda: self.logs(10_000)))
+            if "backend worker process died" in self._news(10_000).lower():
+                raise WorkerFailed(cause_of_death(lambda: self._news(10_000)))
             if time.monotonic() > deadline:
-                raise StartTimeout(self._startup_timeout, health.message.rstrip("."), self.logs(20))
+                raise StartTimeout(self._startup_timeout, health.message.rstrip("."), self._news(20))
             time.sleep(_POLL)
 
     def _why_it_ended(self, state: Mapping[str, Any]) -> TutorialError:
         """Where memory ran out, a worker or the server itself was killed: the same news either way."""
-        log = self.logs(200)
+        log = self._news(200)
         killed = re.search(r"The memory limit was hit: .*", log)
         if killed or state.get("OOMKilled"):
             return OutOfMemory(self._memory, killed[0] if killed else "The kernel killed it.")
-        return ContainerExited(state["ExitCode"], self.logs(20), _exit_hint(state))
+        last_lines = "\n".join(log.splitlines()[-20:])
+        return ContainerExited(state["ExitCode"], last_lines, _exit_hint(state))
 
     # What a container has to say
 
@@ -495,8 +539,15 @@ class Container(Addresses):
         """The last n lines that it printed; after it is gone, out of its last 200."""
         if not self._exists:
             return "\n".join(self._last_lines.splitlines()[-n:])
+        return self._read_log(n)
+
+    def _news(self, n: int) -> str:
+        """The last n lines since it was last started: what it said before a restart is no news."""
+        return self._read_log(n, *(["--since", self._restarted] if self._restarted else []))
+
+    def _read_log(self, n: int, *window: str) -> str:
         done = subprocess.run(
-            [self.engine.program, "logs", "--tail", str(n), self.name],
+            [self.engine.program, "logs", "--tail", str(n), *window, self.name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,  # docker keeps the two apart
             text=True,
@@ -516,6 +567,15 @@ class Container(Addresses):
         if name not in self._addresses:
             raise TutorialError("This container has not been started: it has no addresses yet.")
         return self._addresses[name]
+
+
+def _host() -> str:
+    """Where the process ids of this process mean the same: this boot of this machine, in this namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # not Linux
+        return platform.node()
 
 
 @contextlib.contextmanager
@@ -602,15 +662,20 @@ def _engine_hint(name: str, said: str) -> str:
         )
     if "cannot connect to the docker daemon" in said.lower() or "daemon running" in said:
         return "Start its daemon (sudo systemctl start docker), or install podman, which needs none."
-    if "no space left" in said:
-        return "The disk is full."
     return ""
+
+
+def _transfer_hint(name: str, said: str) -> str:
+    """What to ask where an image did not reach a registry, or did not come from it."""
+    if "no space left" in said.lower():
+        return ""  # the engine's error says what to do
+    return f"Is its registry up, are you logged in there ({name} login), and does the name exist?"
 
 
 def _build_hint(said: str, base: str) -> str:
     """What some well-known last lines of a build mean."""
     if "no space left on device" in said.lower():
-        return "The disk is full: `podman system prune` (or docker's) removes what no image needs any more."
+        return ""  # the engine's error says what to do
     if re.search(
         r"initializing source|resolve source metadata|short-name|pull access denied|manifest unknown", said
     ):
