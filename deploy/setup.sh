@@ -5,9 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 works() { command -v "$1" > /dev/null && "$1" info > /dev/null 2>&1; }
+may_install() { [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; }
 
 install() {
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+    if ! may_install; then
         echo "Please install: $*   (on Debian: sudo apt-get install --no-install-recommends $*)" >&2
         exit 1
     fi
@@ -16,9 +17,15 @@ install() {
         install -y --no-install-recommends "$@"; } > /tmp/setup-apt.log 2>&1 || { tail -n 20 /tmp/setup-apt.log >&2; exit 1; }
 }
 
-# podman without systemd (inside a container, on many CI machines): cgroups by itself, limits it may set.
+# podman as root without systemd (inside a container, on many CI machines): cgroups by itself, limits it may set,
+# and runc, since crun refuses cgroups of both versions side by side. A configuration of your own stays as it is.
 configure() {
-    [ -d /run/systemd/system ] || [ -e /etc/containers/containers.conf ] || [ "$(id -u)" != 0 ] && return
+    if [ -d /run/systemd/system ] || [ "$(id -u)" != 0 ] || [ -n "${CONTAINERS_CONF:-}" ] ||
+        [ -e /etc/containers/containers.conf ]; then
+        return
+    fi
+    command -v runc > /dev/null || install runc
+    echo "writing /etc/containers/containers.conf"
     mkdir -p /etc/containers
     cat > /etc/containers/containers.conf << 'CONF'
 [containers]
@@ -31,13 +38,17 @@ events_logger = "file"
 CONF
 }
 
-if ! works podman && ! works docker; then
-    install podman runc catatonit
-    configure
+if ! works podman && ! works docker; then install podman runc catatonit; fi
+if command -v podman > /dev/null; then
+    configure  # also where it was there before
+    # the first process of a pod
+    if may_install && ! command -v catatonit > /dev/null; then install catatonit; fi
 fi
 if works podman; then engine=podman; else engine=docker; fi
-if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v docker-registry > /dev/null; then
-    install docker-registry  # to push to; where there is none, that test is skipped
+# To push to; where there is none, that test is skipped. Its own service stays off: the test runs the program.
+if may_install && ! command -v docker-registry > /dev/null; then
+    [ ! -d /run/systemd/system ] || systemctl mask --quiet docker-registry
+    install docker-registry
 fi
 
 base=docker.io/library/debian:bookworm-slim
