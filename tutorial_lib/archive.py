@@ -53,8 +53,9 @@ def build_archive(
             install_py_dep_per_model=true.
         export_path: the model store; made if it is not there.
         version: the version that clients may ask for, as in /predictions/my_model/1.0.
-        archive_format: "zip-store" does not compress: float weights hardly get smaller, and
-            compressing 540 MB took 22 s instead of 1 s. "no-archive" writes a folder.
+        archive_format: "zip-store" does not compress: compressing 540 MB took 22 s instead of 1 s, and
+            trained float32 weights shrink by 7 % (those widened from float16, as the embedded model's,
+            by 40 %). "no-archive" writes a folder.
 
     Raises:
         ArchiveError: a file is missing or wrong, two files have one name, or the archiver failed.
