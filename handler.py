@@ -11,14 +11,24 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from ts.metrics.dimension import Dimension
 from ts.torch_handler.base_handler import BaseHandler
 
 logger = logging.getLogger(__name__)
 logger.info("Transformers version %s", transformers.__version__)
 
-DEFAULTS = {"max_texts": 1000, "forward_size": 32, "log_texts": False, "metrics": False}
+# model-config.yaml says what each is; chapter 08 measures the first four.
+DEFAULTS = {
+    "backend": "torch",
+    "dtype": "float32",
+    "threads": None,
+    "forward_size": 8,
+    "max_texts": 1000,
+    "log_texts": False,
+    "metrics": False,
+}
 
 # A Python tokenizer's work grows with the square of a word's length and it remembers every word it
 # met. Neither may be in the hands of a client.
@@ -51,28 +61,71 @@ class ModelHandler(BaseHandler):
         self.device = torch.device(f"cuda:{gpu_id}" if on_gpu else "cpu")
         logger.info("Using device %s", self.device)
 
-        self.model = self._load_model(model_dir)
+        if self.options["threads"]:
+            torch.set_num_threads(self.options["threads"])
+        if not (model_dir / "config.json").is_file():
+            raise RuntimeError("Missing config.json: put the exported model's files into the archive")
+        self.config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        self.forward = self._load_backend(model_dir)
+        logger.info("Successfully loaded the model")
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         # Some tokenizers say they take 1e30 tokens. RoBERTa's positions start at 2, hence the 2.
-        self.max_tokens = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
+        self.max_tokens = min(self.tokenizer.model_max_length, self.config.max_position_embeddings - 2)
         logger.info("Successfully loaded tokenizer")
         self.mapping = self._load_labels(model_dir)
         self.initialized = True
 
-    def _load_model(self, model_dir):
-        if not (model_dir / "config.json").is_file():
-            raise RuntimeError("Missing config.json: put the exported model's files into the archive")
+    def _load_backend(self, model_dir):
+        """A function from padded token ids and their mask, both [rows, tokens], to logits [rows, classes]."""
+        backends = {"torch": self._load_torch, "onnx": self._load_onnx}
+        if self.options["backend"] not in backends:
+            raise RuntimeError(f"There is no backend {self.options['backend']!r}: it is torch or onnx")
+        return backends[self.options["backend"]](model_dir)
+
+    def _load_torch(self, model_dir):
         if not any(model_dir.glob("*.safetensors")):
             raise RuntimeError("Missing the weights: archive model.safetensors as --serialized-file")
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model_dir, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        if self.options["dtype"] not in ("float32", "bfloat16"):
+            raise RuntimeError(f"There is no dtype {self.options['dtype']!r}: it is float32 or bfloat16")
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            model_dir,
+            dtype=getattr(torch, self.options["dtype"]),
+            use_safetensors=True,
+            local_files_only=True,
         )
-        logger.info("Successfully loaded the model")
-        return model.to(self.device).eval()
+        self.model.to(self.device).eval()
+
+        def logits(ids, mask):
+            inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+            return self.model(**inputs).logits.float()
+
+        return logits
+
+    def _load_onnx(self, model_dir):
+        try:
+            import onnxruntime  # only where it is asked for: the default needs no more than torch
+        except ImportError as error:
+            raise RuntimeError(
+                "backend: onnx needs onnxruntime where TorchServe runs: pip install onnxruntime"
+            ) from error
+        if not (model_dir / "model.onnx").is_file():
+            raise RuntimeError(
+                "Missing model.onnx: tutorial_lib.export_onnx(model_dir) makes it; then archive again"
+            )
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self.options["threads"] or 0  # 0: one for each core
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(model_dir / "model.onnx", settings, providers=providers)
+
+        def logits(ids, mask):
+            inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+            return torch.from_numpy(session.run(["logits"], inputs)[0])
+
+        return logits
 
     def _load_labels(self, model_dir):
         """Class index → label: index_to_name.json, else the model's own config."""
-        own = self.model.config.id2label
+        own = self.config.id2label
         mapping_file = model_dir / "index_to_name.json"
         if not mapping_file.is_file():
             logger.warning("Mapping file is not detected; using the labels of the model's config")
@@ -143,23 +196,27 @@ class ModelHandler(BaseHandler):
     def inference(self, texts):
         """Probabilities of each class, [texts, classes], in the order of the texts.
 
-        All texts of a batch go through together, those of like length side by side: a row of padding
-        costs as much as a row of words.
+        Texts of like length go through together, a few at a time: padding costs as much as words, and
+        a pass over many rows is as long as its longest one.
         """
         ids = [self._tokenize(text) for text in texts]
         self.tokens, self.slots = sum(map(len, ids)), 0  # for _report_metrics
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        probabilities = torch.empty(len(texts), self.model.config.num_labels)
+        probabilities = torch.empty(len(texts), self.config.num_labels)
         size = self.options["forward_size"]
         with torch.inference_mode():
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt")
-                self.slots += inputs["input_ids"].numel()
-                logits = self.model(**inputs.to(self.device)).logits
-                probabilities[rows] = logits.softmax(dim=-1).cpu()
+                padded, mask = self._pad([ids[i] for i in rows])
+                self.slots += padded.numel()
+                probabilities[rows] = self.forward(padded, mask).softmax(dim=-1).cpu()
         logger.info("Predictions successfully created")
         return probabilities
+
+    def _pad(self, rows):
+        tensors = [torch.tensor(row) for row in rows]
+        mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+        return pad_sequence(tensors, batch_first=True, padding_value=self.tokenizer.pad_token_id), mask
 
     def _tokenize(self, text):
         cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's, which never forgets

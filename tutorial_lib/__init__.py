@@ -28,7 +28,9 @@ from tutorial_lib.gpu import GpuInfo, detect_gpu
 from tutorial_lib.java import Java, find_java
 from tutorial_lib.load import load_test
 from tutorial_lib.logs import first_traceback, parse_context
+from tutorial_lib.onnx_export import export_onnx
 from tutorial_lib.server import TorchServe
+from tutorial_lib.texts import sample_tweets
 
 __all__ = [
     "ApiError",
@@ -62,10 +64,12 @@ __all__ = [
     "check_environment",
     "detect_gpu",
     "export_model",
+    "export_onnx",
     "find_engine",
     "find_java",
     "first_traceback",
     "load_test",
     "parse_context",
     "read_manifest",
+    "sample_tweets",
 ]
