@@ -14,16 +14,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually
 from tutorial_lib import (
     ApiError,
     Container,
+    EngineError,
     Image,
     InferenceClient,
     OutOfMemory,
@@ -51,20 +51,14 @@ def store(mar: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def image(store: Path) -> Image:
-    return Image.build("localhost/torchserve-course:test", store / "sentiment.mar", folder=ROOT)
+    """Its name is the one under which chapter 06, which runs after these tests, finds it."""
+    return Image.build("localhost/torchserve-course:latest", store / "sentiment.mar", folder=ROOT)
 
 
 @pytest.fixture(scope="module")
 def container(image: Image) -> Iterator[Container]:
     with Container(image, memory="2g") as running:
         yield running
-
-
-def eventually(true: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
 
 
 def free_port() -> int:
@@ -119,6 +113,8 @@ def test_it_answers_those_who_have_the_key(container: Container) -> None:
     assert container.inference.predict("my_model", SAMPLE) == ANSWER
     assert container.management.describe("my_model")["workers"][0]["status"] == "READY"
     assert container.metrics.scrape("ts_inference_requests_total")["value"].sum() >= 1
+    # the handler's counters too, which dashboard and drift alerts read
+    eventually(lambda: container.metrics.scrape("handler_texts_total")["value"].sum() == 3, seconds=20)
 
 
 def test_it_answers_nobody_else(container: Container) -> None:
@@ -176,6 +172,30 @@ def test_a_restart_loses_nothing(container: Container) -> None:
     container.restart()
     assert container.token("inference") == key
     assert container.inference.predict("my_model", SAMPLE) == ANSWER
+
+
+def test_what_dead_owners_left_goes_and_what_others_left_stays(container: Container) -> None:
+    def names() -> set[str]:
+        return set(container.engine.run("ps", "--all", "--format", "{{.Names}}").split())
+
+    labels = json.loads(
+        container.engine.run("inspect", "--format", "{{json .Config.Labels}}", container.name)
+    )
+    dead = "torchserve-course.owner=ts-999999999-1"
+    here = f"torchserve-course.host={labels['torchserve-course.host']}"
+    for name, owner in {
+        "ts-999999999-1-theirs": [],
+        "of-another-host": ["--label", dead, "--label=torchserve-course.host=other"],
+        "left": ["--label", dead, "--label", here],
+    }.items():
+        container.engine.run("create", "--name", name, *owner, container.image.name)
+    try:
+        with pytest.raises(EngineError):
+            Container(container.image, options=["--no-such"]).start()  # looks for what was left first
+        assert {"ts-999999999-1-theirs", "of-another-host", container.name} <= names()
+        assert "left" not in names()
+    finally:
+        container.engine.run("rm", "--force", "ts-999999999-1-theirs", "of-another-host")
 
 
 def test_requests_in_flight_are_answered_when_it_is_told_to_stop(image: Image) -> None:
@@ -302,17 +322,31 @@ def test_podman_runs_what_kubernetes_would(image: Image, tmp_path: Path) -> None
         image.engine.run("play", "kube", "--down", str(manifest), timeout=120)
         for kind in ("volume", "secret"):
             subprocess.run([image.engine.program, kind, "rm", "torchserve-keys"], capture_output=True)
+    assert requests_refused(f"http://127.0.0.1:{port}")
+    assert "torchserve" not in image.engine.run("pod", "ps", "--format", "{{.Name}}")
+    assert "torchserve" not in image.engine.run("ps", "--all", "--format", "{{.Names}}")
 
 
 def test_compose_runs_it(image: Image, tmp_path: Path) -> None:
     if image.engine.name != "podman":
         pytest.skip("podman-compose drives podman")
     port, key = free_port(), "a-key-of-sixteen-or-more"
+    unchecked = "localhost/torchserve-course:unchecked"
     (tmp_path / "keys").mkdir()
     for kind in ("inference", "management"):
         (tmp_path / "keys" / kind).write_text(f"{key}\n")
     tmp_path.chmod(0o755)
-    settings = {"IMAGE": image.name, "KEYS": str(tmp_path / "keys"), "INFERENCE_PORT": str(port)}
+    # podman-compose builds in podman's own format, where HEALTHCHECK is lost
+    (tmp_path / "Dockerfile").write_text(f"FROM {image.name}\nHEALTHCHECK NONE\n")
+    image.engine.run(
+        *("build", "--format=docker", "--pull-never", "--tag", unchecked, str(tmp_path)),
+        timeout=300,
+    )
+    settings = {
+        "IMAGE": unchecked,
+        "KEYS": str(tmp_path / "keys"),
+        "INFERENCE_PORT": str(port),
+    }
     settings |= {"MANAGEMENT_PORT": str(free_port()), "METRICS_PORT": str(free_port())}
     compose: list[str | Path] = [
         BIN / "podman-compose",
@@ -331,8 +365,10 @@ def test_compose_runs_it(image: Image, tmp_path: Path) -> None:
         assert up.returncode == 0, up.stderr
         client = InferenceClient(f"http://127.0.0.1:{port}", token=key)
         eventually(lambda: answers(client), seconds=90)
+        image.engine.run("healthcheck", "run", "course-test_torchserve_1")
     finally:
         subprocess.run([*compose, "down"], env=os.environ | settings, capture_output=True)
+        image.engine.run("rmi", unchecked)
 
 
 def answers(client: InferenceClient) -> bool:
