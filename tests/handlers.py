@@ -90,6 +90,21 @@ class Net(nn.Module):
         return self.layers(x)
 """
 
+# What TorchServe's own text_classifier wants of a model.
+CLASSIFIER_MODEL = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(8, 4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, tokens, offsets):
+        return self.last(self.embedding(tokens, offsets))
+"""
+
 # Does what its request says.
 ODD = """
 import sys
@@ -163,30 +178,54 @@ def pack(
     version: str = "1.0",
     arguments: Sequence[str] = (),
 ) -> Path:
-    """An archive of a handler's source, as torch-model-archiver makes it."""
-    handler = folder / f"{name}_handler.py"
-    handler.write_text(source)
+    """An archive of a handler's source, or of one of TorchServe's own, as torch-model-archiver makes it."""
+    handler = source
+    if not source.isidentifier():
+        handler = str(folder / f"{name}_handler.py")
+        Path(handler).write_text(source)
     command = [sys.executable, "-m", "model_archiver.model_packaging", "-f", "--model-name", name]
-    command += ["--version", version, "--handler", str(handler), "--export-path", str(folder), *arguments]
+    command += ["--version", version, "--handler", handler, "--export-path", str(folder), *arguments]
     if extra:
         command += ["--extra-files", ",".join(str(file) for file in extra)]
     if config:
         (folder / f"{name}.yaml").write_text(config)
         command += ["--config-file", str(folder / f"{name}.yaml")]
     subprocess.run(command, check=True, capture_output=True)
-    return folder / f"{name}.mar"
+    [archive] = [file for suffix in (".mar", ".tar.gz") for file in folder.glob(name + suffix)]
+    return archive
 
 
 def pack_image(folder: Path) -> Path:
+    return pack(folder, "image", IMAGE, arguments=_model(folder, "image", IMAGE_MODEL))
+
+
+def pack_classifier(folder: Path) -> Path:
+    """TorchServe's own text_classifier, by its name."""
     import torch
 
-    (folder / "net.py").write_text(IMAGE_MODEL)
+    words = ("good", "bad", "day", "good day", "bad day", "great", "great day")
+    torch.save({word: number for number, word in enumerate(words)}, folder / "source_vocab.pt")
+    (folder / "index_to_name.json").write_text('{"0": "Bad", "1": "Good"}')
+    extra = [folder / "source_vocab.pt", folder / "index_to_name.json"]
+    arguments = _model(folder, "classifier", CLASSIFIER_MODEL)
+    return pack(folder, "classifier", "text_classifier", extra=extra, arguments=arguments)
+
+
+def _model(folder: Path, name: str, source: str) -> list[str]:
+    """Arguments for a plain torch model: the file of its class, and weights that are always the same."""
+    import torch
+
+    (folder / f"{name}_net.py").write_text(source)
     names: dict[str, type[torch.nn.Module]] = {}
-    exec(IMAGE_MODEL.replace("super()", "super(Net, self)"), names)
+    exec(source.replace("super()", "super(Net, self)"), names)
     torch.manual_seed(0)
-    torch.save(names["Net"]().state_dict(), folder / "net.pt")
-    files = ["--model-file", str(folder / "net.py"), "--serialized-file", str(folder / "net.pt")]
-    return pack(folder, "image", IMAGE, arguments=files)
+    torch.save(names["Net"]().state_dict(), folder / f"{name}_net.pt")
+    return [
+        "--model-file",
+        str(folder / f"{name}_net.py"),
+        "--serialized-file",
+        str(folder / f"{name}_net.pt"),
+    ]
 
 
 def pack_text(folder: Path) -> Path:

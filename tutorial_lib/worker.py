@@ -8,8 +8,10 @@ turns what comes back, or an exception, into statuses and bodies.
 from __future__ import annotations
 
 import json
+import logging
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +52,45 @@ class Headers(dict[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         return super().get(name.lower(), default)
+
+
+class Metric(NamedTuple):
+    """One update of a metric by a handler.
+
+    Attributes:
+        name: as the handler calls it.
+        kind: "counter", "gauge" or "histogram".
+        labels: its dimensions.
+        value: what a counter grows by, or a gauge becomes.
+    """
+
+    name: str
+    kind: str
+    labels: dict[str, str]
+    value: float
+
+
+# "[METRICS]name.unit:1|#label:a,other:b|#type:COUNTER|#hostname:…", as ts/metrics/caching_metric.py writes.
+_METRIC = re.compile(
+    r"\[METRICS](?P<name>\w+)\.[^:]*:(?P<value>[^|]+)\|#(?P<labels>[^|]*)\|#type:(?P<kind>\w+)"
+)
+
+
+def on_metric(take: Callable[[Metric], None]) -> None:
+    """From now on hands each metric of a handler to `take`, in place of this process's log.
+
+    A handler's metrics are lines in its worker's log, which TorchServe's frontend reads.
+    """
+
+    class Reader(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := _METRIC.match(record.getMessage()):
+                labels = dict(pair.partition(":")[::2] for pair in found["labels"].split(",") if pair)
+                take(Metric(found["name"], found["kind"].lower(), labels, float(found["value"])))
+
+    log = logging.getLogger("ts.metrics.caching_metric")
+    log.handlers, log.propagate = [Reader()], False
+    log.setLevel(logging.INFO)
 
 
 def load_service(model_dir: Path, name: str, *, gpu_id: int | None = None, batch_size: int = 1) -> Any:
