@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,6 +61,23 @@ def test_two_servers_side_by_side_with_logs_kept(echo: Path, server: TorchServe,
     with pytest.raises(TutorialError, match="not running"):
         _ = second.pid
     second.stop()  # a second time does nothing
+
+
+@pytest.fixture
+def ended() -> Iterator[list[psutil.Process]]:
+    """Requested before another fixture, it looks after that one has cleaned up."""
+    processes: list[psutil.Process] = []
+    yield processes
+    assert processes and gone(processes)
+
+
+def test_the_fixture_starts_servers_and_stops_them_all(
+    ended: list[psutil.Process], torchserve: Callable[..., TorchServe], echo: Path
+) -> None:
+    for name in ("one", "other"):
+        server = torchserve(models={name: echo})
+        ended += below(server.pid)
+        assert server.inference.predict(name, b"hello") == "hello"
 
 
 def test_a_handler_on_pythonpath_is_not_served_in_place_of_the_archives(

@@ -197,7 +197,11 @@ def _no_progress_bars() -> Iterator[None]:
 
     Its switch turns the hub's bars on and off too, so theirs is put back by itself.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
     from transformers.utils import logging
 
     shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()

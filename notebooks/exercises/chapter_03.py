@@ -8,7 +8,12 @@ from exercises import Exercise
 def _parses(parse: Callable[[dict[str, Any]], Any]) -> bool:
     wanted = ["a", "b"]
     body = {"input": wanted}
-    ways = [{"body": body}, {"data": body}, {"body": json.dumps(body)}, {"data": json.dumps(body).encode()}]
+    ways: list[dict[str, Any]] = [
+        {"body": body},
+        {"data": body},
+        {"body": json.dumps(body)},
+        {"data": json.dumps(body).encode()},
+    ]
     return all(parse(request) == wanted for request in ways) and parse({"body": b"no JSON"}) is None
 
 

@@ -4,7 +4,12 @@ from exercises import Exercise
 
 
 def _first_batches(answer: Callable[[list[int], int, int], int]) -> bool:
-    cases = [([0], 8, 20, 1), ([0, 5, 19, 40], 8, 20, 3), ([0, 1, 2, 3], 3, 20, 3), ([100, 110, 130], 8, 20, 2)]
+    cases = [
+        ([0], 8, 20, 1),
+        ([0, 5, 19, 40], 8, 20, 3),
+        ([0, 1, 2, 3], 3, 20, 3),
+        ([100, 110, 130], 8, 20, 2),
+    ]
     return all(answer(arrivals, size, delay) == wanted for arrivals, size, delay, wanted in cases)
 
 
