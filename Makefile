@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 MODEL_ID ?= embedded
 BIN = .venv/bin
 
-.PHONY: help setup run lab test container lint outputs clean
+.PHONY: help setup run lab test container bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,15 @@ container: setup  ## build the image, run it, break it (installs podman on Debia
 	deploy/setup.sh
 	$(BIN)/python -m pytest -m container
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:doctest -o addopts= notebooks/06_containerize.ipynb
+
+bench: setup .venv-bentoml/installed  ## measure against LitServe, Ray Serve, BentoML: 25 minutes, nothing else running
+	$(BIN)/python benchmarks/run.py
+
+.venv-bentoml/installed: constraints.txt
+	$(PYTHON) -m venv .venv-bentoml
+	.venv-bentoml/bin/python -m pip install --quiet --progress-bar off bentoml==1.4.40 emoji \
+		$(shell grep -E '^(torch|transformers|numpy)==' constraints.txt)
+	touch $@
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

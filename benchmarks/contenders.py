@@ -1,0 +1,222 @@
+"""What is measured: each starts, says where it listens, and ends with its `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import psutil
+import requests
+
+from tutorial_lib import TorchServe, build_archive
+from tutorial_lib.load import as_input
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BENTOML = ROOT / ".venv-bentoml" / "bin" / "bentoml"  # an environment of its own: its pins are not ours
+CORES = psutil.cpu_count(logical=False) or 1
+
+
+class Running(NamedTuple):
+    """Where a contender answers, and how it wants to be asked."""
+
+    url: str
+    headers: Mapping[str, str] = MappingProxyType({})
+    body: Callable[[list[str]], object] = as_input
+
+
+class Ours(NamedTuple):
+    """The course's handler with these options of model-config.yaml."""
+
+    options: dict[str, Any]
+    workers: int = CORES
+    batch_size: int = 32
+    delay_ms: int = 1
+
+    def config(self, folder: Path) -> Path:
+        file = folder / "settings.yaml"
+        settings = {
+            "minWorkers": self.workers,
+            "maxWorkers": self.workers,
+            "batchSize": self.batch_size,
+            "maxBatchDelay": self.delay_ms,
+            "responseTimeout": 300,
+            "handler": {"threads": 1, **self.options},
+        }
+        file.write_text(json.dumps(settings))  # JSON is YAML
+        return file
+
+
+@contextlib.contextmanager
+def ours(model_dir: Path, work: Path, setting: Ours) -> Iterator[Running]:
+    """TorchServe with the course's handler."""
+    mar = build_archive(
+        "ours",
+        handler=ROOT / "handler.py",
+        model_dir=model_dir,
+        config_file=setting.config(work),
+        export_path=work,
+        archive_format="no-archive",
+    )
+    with TorchServe(models={"my_model": mar}, startup_timeout=300) as server:
+        yield _torchserve(server)
+
+
+@contextlib.contextmanager
+def article(model_dir: Path, work: Path, workers: int | None, threads: int | None) -> Iterator[Running]:
+    """TorchServe with a handler that works as the article's; None: as the article has it, nothing said.
+
+    Its requests come one at a time: with more in a batch it fails.
+    """
+    mar = build_archive(
+        "article", handler=HERE / "article_handler.py", model_dir=model_dir, export_path=work,
+        archive_format="no-archive",
+    )  # fmt: skip
+    os.environ.pop("ARTICLE_THREADS", None)
+    if threads:
+        os.environ["ARTICLE_THREADS"] = str(threads)
+    config = {"default_workers_per_model": workers or CORES, "default_response_timeout": 300}
+    with TorchServe(models={"my_model": mar}, config=config, startup_timeout=300) as server:
+        yield _torchserve(server)
+
+
+def _torchserve(server: TorchServe) -> Running:
+    return Running(
+        f"{server.inference_address}/predictions/my_model",
+        {"Authorization": f"Bearer {server.token('inference')}"},
+    )
+
+
+@contextlib.contextmanager
+def litserve(model_dir: Path, work: Path) -> Iterator[Running]:
+    """LitServe: one worker with all cores, batches of 32 gathered for 10 ms."""
+    port = free_port()
+    command = [sys.executable, HERE / "lit_app.py", model_dir, port, CORES]
+    with _process(command, work / "litserve.log", f"http://127.0.0.1:{port}/predict", as_input) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def ray_serve(model_dir: Path, work: Path) -> Iterator[Running]:
+    """Ray Serve: a replica of one thread for each core, batches of 32 gathered for 10 ms."""
+    port = free_port()
+    command = [sys.executable, HERE / "ray_app.py", model_dir, port, CORES]
+    with _process(command, work / "ray.log", f"http://127.0.0.1:{port}/predict", as_input) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def bentoml(model_dir: Path, work: Path) -> Iterator[Running]:
+    """BentoML: a worker of one thread for each core, adaptive batches of 32 at most."""
+    port = free_port()
+    command = [
+        BENTOML,
+        "serve",
+        "bento_app:Sentiment",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        "--working-dir",
+        HERE,
+    ]
+    with _process(
+        command, work / "bentoml.log", f"http://127.0.0.1:{port}/predict", _as_texts,
+        MODEL_DIR=str(model_dir),
+        BENTOML_DO_NOT_TRACK="true", BENTOML_HOME=str(work / "bentoml"),
+    ) as running:  # fmt: skip
+        yield running
+
+
+def _as_texts(texts: list[str]) -> object:
+    return {"texts": texts}
+
+
+@contextlib.contextmanager
+def _process(
+    command: list[object], log: Path, url: str, body: Callable[[list[str]], object], **variables: str
+) -> Iterator[Running]:
+    """A server that is a program: ready when it answers a text."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    with log.open("wb") as output:
+        process = psutil.Popen(
+            [str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not _answers(url, body):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[1]} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.2)
+        yield Running(url, {}, body)
+    finally:
+        everything = [*process.children(recursive=True), process]
+        process.terminate()
+        psutil.wait_procs(everything, timeout=20)
+        for one in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def _answers(url: str, body: Callable[[list[str]], object]) -> bool:
+    try:
+        return requests.post(url, json=body(["a text"]), timeout=60).ok
+    except requests.RequestException:
+        return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class InProcess:
+    """The archive's handler in one process for each core: the most that these cores can do."""
+
+    def __init__(self, model_dir: Path, work: Path, setting: Ours) -> None:
+        unpacked = build_archive(
+            "in_process", handler=ROOT / "handler.py", model_dir=model_dir, config_file=setting.config(work),
+            export_path=work, archive_format="no-archive",
+        )  # fmt: skip
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, HERE / "in_process.py", unpacked],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )
+            for _ in range(CORES)
+        ]  # fmt: skip
+        for process in self.processes:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise RuntimeError(f"in_process.py did not start; run it by hand on {unpacked}.")
+
+    def measure(self, seconds: float, batch_size: int, processes: int = CORES) -> dict[str, float]:
+        """Texts a second of all together, and the median time of a batch."""
+        asked = self.processes[:processes]
+        for process in asked:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps([seconds, batch_size]) + "\n")
+            process.stdin.flush()
+        found = [json.loads(process.stdout.readline()) for process in asked if process.stdout]
+        return {
+            "texts_per_s": sum(one["texts_per_s"] for one in found),
+            "p50_ms": sum(one["p50_ms"] for one in found) / len(found),
+        }
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()

@@ -1,0 +1,42 @@
+"""The limit: the archive's handler on the same cores, with no server around it.
+
+python in_process.py UNPACKED_ARCHIVE: prints "ready"; then for each line on stdin, [seconds, batch size],
+one line with how many texts a second it did, and how long a batch took. `run.py` starts one for each core.
+"""
+
+import json
+import sys
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+from tutorial_lib import sample_tweets, worker
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    sys.path.insert(0, str(folder))
+    service = worker.load_service(folder, "my_model", batch_size=64)
+    bodies = [json.dumps({"input": [tweet.text]}).encode() for tweet in sample_tweets(500)]
+    requests = [
+        worker.request(str(i), [worker.parameter("body", "application/json", body)])
+        for i, body in enumerate(bodies)
+    ]
+    stream = cycle(requests)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        seconds, size = json.loads(line)
+        times = []
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            worker.predict(service, list(islice(stream, size)))
+            times.append(time.perf_counter() - began)
+        found = {
+            "texts_per_s": size * len(times) / sum(times),
+            "p50_ms": 1000 * sorted(times)[len(times) // 2],
+        }
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
