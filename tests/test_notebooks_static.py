@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -54,6 +56,15 @@ def test_opens_and_closes_as_chapters_do(chapter: Path) -> None:
         assert part in whole
     for link in re.findall(r"\]\(([^)#:]+)\)", whole):
         assert (chapter.parent / link).exists(), link
+
+
+def test_outputs_are_of_the_settings_that_are_committed() -> None:
+    """A cheap sign of stale outputs: chapter 02 prints the settings that its server read."""
+    chapter = next(chapter for chapter in CHAPTERS if chapter.name.startswith("02_"))
+    printed = "".join(output.get("text", "") for cell in code_cells(chapter) for output in cell.outputs)
+    (shown,) = re.findall(r"Settings: (\{.*\})", printed)
+    settings = yaml.safe_load((ROOT / "model-config.yaml").read_text())
+    assert ast.literal_eval(shown) == settings, "run `make outputs`, and commit what it changed"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
