@@ -77,7 +77,7 @@ ARTICLE = {
 }
 OTHERS = {"LitServe": litserve, "Ray Serve": ray_serve, "BentoML": bentoml}
 TITLES = {
-    "embedded": "The embedded model (2 layers of 384)",
+    "embedded": "The embedded model (3 layers of 384)",
     "bertweet": "BERTweet's size (12 layers of 768, random weights)",
 }
 MODELS = {"embedded": (500, 4.0), "bertweet": (64, 12.0)}  # how many texts, seconds of each measurement
