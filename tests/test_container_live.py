@@ -236,7 +236,7 @@ def test_without_its_server_it_ends_and_says_so(image: Image, process: str, said
 
 
 def test_too_little_memory_is_a_sentence(image: Image) -> None:
-    with pytest.raises(OutOfMemory, match=r"limit of 200m is too small. .* (processes were killed|kernel killed it)"):
+    with pytest.raises(OutOfMemory, match=r"200m is too small. .* (processes were killed|kernel killed it)"):
         Container(image, memory="200m", options=["--memory-swap=200m"]).start()
 
 
