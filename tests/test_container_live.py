@@ -77,7 +77,7 @@ def kill(container: Container, pattern: str) -> None:
 def test_the_image_is_small_and_a_new_model_costs_one_layer(image: Image, store: Path) -> None:
     layers = image.layers()
     assert image.megabytes < 1400, layers
-    assert "model.mar" in layers[-1].instruction and layers[-1].megabytes < 30
+    assert "model.mar" in layers[-1].instruction and layers[-1].megabytes < 60
     torch, others = (
         next(i for i, layer in enumerate(layers) if word in layer.instruction)
         for word in ("torch numpy", "transformers")
