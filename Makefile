@@ -14,6 +14,7 @@ setup: .venv/installed  ## make .venv with everything in it
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
+	@echo 'installing the packages (2 to 5 minutes; more where torch comes with CUDA)'
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev,ray]'
 	touch $@
 

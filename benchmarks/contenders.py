@@ -27,9 +27,10 @@ CORES = psutil.cpu_count(logical=False) or 1
 
 
 class Running(NamedTuple):
-    """Where a contender answers, and how it wants to be asked."""
+    """Where a contender answers, the process that its others descend from, and how it is asked."""
 
     url: str
+    pid: int
     headers: Mapping[str, str] = MappingProxyType({})
     body: Callable[[list[str]], object] = as_input
 
@@ -92,6 +93,7 @@ def article(model_dir: Path, work: Path, workers: int | None, threads: int | Non
 def _torchserve(server: TorchServe) -> Running:
     return Running(
         f"{server.inference_address}/predictions/my_model",
+        server.pid,
         {"Authorization": f"Bearer {server.token('inference')}"},
     )
 
@@ -157,7 +159,7 @@ def _process(
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[1]} did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield Running(url, {}, body)
+        yield Running(url, process.pid, body=body)
     finally:
         everything = [*process.children(recursive=True), process]
         process.terminate()
