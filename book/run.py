@@ -89,7 +89,9 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
 def _last_begun(notebook: Path) -> str:
     """The first lines of the last cell that was begun, in a notebook that papermill left."""
     cells = nbformat.read(notebook, as_version=4).cells
-    source = next(cell.source for cell in reversed(cells) if cell.get("execution_count"))
+    # Its number comes from the kernel, which may have died first; its start is papermill's own.
+    begun = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
+    source = begun[-1].source if begun else "(it had begun none)"
     return "\n    ".join(source.splitlines()[:6])
 
 
