@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -57,86 +58,61 @@ class Ours(NamedTuple):
         return file
 
 
-@contextlib.contextmanager
-def ours(model_dir: Path, work: Path, setting: Ours) -> Iterator[Running]:
+def ours(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
     """TorchServe with the course's handler."""
-    mar = build_archive(
-        "ours",
-        handler=ROOT / "handler.py",
-        model_dir=model_dir,
-        config_file=setting.config(work),
-        export_path=work,
-        archive_format="no-archive",
-    )
-    with TorchServe(models={"my_model": mar}, startup_timeout=300) as server:
-        yield _torchserve(server)
+    return _torchserve(ROOT / "handler.py", model_dir, work, config_file=setting.config(work))
 
 
-@contextlib.contextmanager
-def article(model_dir: Path, work: Path, workers: int | None, threads: int | None) -> Iterator[Running]:
+def article(
+    model_dir: Path, work: Path, workers: int | None, threads: int | None
+) -> AbstractContextManager[Running]:
     """TorchServe with a handler that works as the article's; None: as the article has it, nothing said.
 
     Its requests come one at a time: with more in a batch it fails.
     """
-    mar = build_archive(
-        "article", handler=HERE / "article_handler.py", model_dir=model_dir, export_path=work,
-        archive_format="no-archive",
-    )  # fmt: skip
     os.environ.pop("ARTICLE_THREADS", None)
     if threads:
         os.environ["ARTICLE_THREADS"] = str(threads)
     config = {"default_workers_per_model": workers or CORES, "default_response_timeout": 300}
-    with TorchServe(models={"my_model": mar}, config=config, startup_timeout=300) as server:
-        yield _torchserve(server)
-
-
-def _torchserve(server: TorchServe) -> Running:
-    return Running(
-        f"{server.inference_address}/predictions/my_model",
-        server.pid,
-        {"Authorization": f"Bearer {server.token('inference')}"},
-    )
+    return _torchserve(HERE / "article_handler.py", model_dir, work, config=config)
 
 
 @contextlib.contextmanager
-def litserve(model_dir: Path, work: Path) -> Iterator[Running]:
+def _torchserve(
+    handler: Path,
+    model_dir: Path,
+    work: Path,
+    config_file: Path | None = None,
+    config: Mapping[str, object] | None = None,
+) -> Iterator[Running]:
+    mar = build_archive(
+        "served", handler=handler, model_dir=model_dir, config_file=config_file, export_path=work,
+        archive_format="no-archive",
+    )  # fmt: skip
+    with TorchServe(models={"my_model": mar}, config=config, startup_timeout=300) as server:
+        url = f"{server.inference_address}/predictions/my_model"
+        yield Running(url, server.pid, {"Authorization": f"Bearer {server.token('inference')}"})
+
+
+def litserve(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
     """LitServe: one worker with all cores, batches of 32 gathered for 10 ms."""
     port = free_port()
-    command = [sys.executable, HERE / "lit_app.py", model_dir, port, CORES]
-    with _process(command, work / "litserve.log", f"http://127.0.0.1:{port}/predict", as_input) as running:
-        yield running
+    return _program([sys.executable, HERE / "lit_app.py", model_dir, port, CORES], port, work)
 
 
-@contextlib.contextmanager
-def ray_serve(model_dir: Path, work: Path) -> Iterator[Running]:
+def ray_serve(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
     """Ray Serve: a replica of one thread for each core, batches of 32 gathered for 10 ms."""
     port = free_port()
-    command = [sys.executable, HERE / "ray_app.py", model_dir, port, CORES]
-    with _process(command, work / "ray.log", f"http://127.0.0.1:{port}/predict", as_input) as running:
-        yield running
+    return _program([sys.executable, HERE / "ray_app.py", model_dir, port, CORES], port, work)
 
 
-@contextlib.contextmanager
-def bentoml(model_dir: Path, work: Path) -> Iterator[Running]:
+def bentoml(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
     """BentoML: a worker of one thread for each core, adaptive batches of 32 at most."""
     port = free_port()
-    command = [
-        BENTOML,
-        "serve",
-        "bento_app:Sentiment",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        port,
-        "--working-dir",
-        HERE,
-    ]
-    with _process(
-        command, work / "bentoml.log", f"http://127.0.0.1:{port}/predict", _as_texts,
-        MODEL_DIR=str(model_dir),
-        BENTOML_DO_NOT_TRACK="true", BENTOML_HOME=str(work / "bentoml"),
-    ) as running:  # fmt: skip
-        yield running
+    command = [BENTOML, "serve", "bento_app:Sentiment", "--host", "127.0.0.1", "--port", port]
+    variables = {"MODEL_DIR": str(model_dir), "BENTOML_HOME": str(work / "bentoml")}
+    variables["BENTOML_DO_NOT_TRACK"] = "true"
+    return _program([*command, "--working-dir", HERE], port, work, _as_texts, **variables)
 
 
 def _as_texts(texts: list[str]) -> object:
@@ -144,10 +120,15 @@ def _as_texts(texts: list[str]) -> object:
 
 
 @contextlib.contextmanager
-def _process(
-    command: list[object], log: Path, url: str, body: Callable[[list[str]], object], **variables: str
+def _program(
+    command: list[object],
+    port: int,
+    work: Path,
+    body: Callable[[list[str]], object] = as_input,
+    **variables: str,
 ) -> Iterator[Running]:
-    """A server that is a program: ready when it answers a text."""
+    """A server that is a program: ready when it answers a text at /predict."""
+    log, url = work / "log", f"http://127.0.0.1:{port}/predict"
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
     with log.open("wb") as output:
         process = psutil.Popen(

@@ -33,6 +33,7 @@ import psutil
 import requests
 import torch
 from contenders import (
+    BENTOML,
     CORES,
     HERE,
     ROOT,
@@ -117,8 +118,7 @@ def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> pd.DataFr
     with contextlib.ExitStack() as stack:
         running: dict[str, Running] = {}
         for contender, context in contenders().items():
-            folder = work / re.sub(r"\W+", "_", contender)
-            folder.mkdir(parents=True)
+            folder = fresh(work / re.sub(r"\W+", "_", contender))
             one = running[contender] = stack.enter_context(context(model_dir, folder))
             stack.callback(resume, one.pid)
             suspend(one.pid)
@@ -319,9 +319,7 @@ def machine() -> str:
         platform.processor(),
     )
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    bento = subprocess.run(
-        [HERE.parent / ".venv-bentoml/bin/bentoml", "--version"], capture_output=True, text=True
-    )
+    bento = subprocess.run([BENTOML, "--version"], capture_output=True, text=True)
     number = bento.stdout.strip().rpartition(" ")[2]
     return f"{CORES} cores of {cpu}, no GPU; Python {platform.python_version()}, {versions}, bentoml {number}"
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 import requests
 import yaml
 
-from tests.conftest import ROOT, eventually
+from tests.conftest import ROOT, eventually, free_port
 from tutorial_lib import (
     ApiError,
     Container,
@@ -59,12 +58,6 @@ def image(store: Path) -> Image:
 def container(image: Image) -> Iterator[Container]:
     with Container(image, memory="2g") as running:
         yield running
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def kill(container: Container, pattern: str) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import requests
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually, free_port
 from tutorial_lib import ApiError, TorchServe
 from tutorial_lib.export import EMBEDDED
 
@@ -25,14 +23,6 @@ needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="Prometheus is not installed (Debian: apt-get install --no-install-recommends prometheus)",
 )
-
-
-def eventually(true: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.2)
-    return found
 
 
 def expressions() -> dict[str, str]:
@@ -164,8 +154,7 @@ def prometheus(server: TorchServe, tmp_path: Path) -> Iterator[str]:
         ["promtool", "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True
     )
     assert check.returncode == 0, check.stdout + check.stderr
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(
             [

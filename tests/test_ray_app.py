@@ -6,7 +6,6 @@ import importlib
 import itertools
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ import requests
 import yaml
 
 from tests import handlers
-from tests.conftest import ROOT, eventually
+from tests.conftest import ROOT, eventually, free_port
 from tutorial_lib import ApiError, ArchiveError, InferenceClient, ManagementClient, MetricsClient, TorchServe
 
 ray = pytest.importorskip("ray", reason="pip install .[ray]")
@@ -85,8 +84,7 @@ def archives(folder: Path, mar: Path) -> dict[str, Path]:
 def ray_address() -> Iterator[str]:
     """A Ray Serve of its own. Its CPUs are a logical number: this many replicas may start."""
     cluster = start_ray()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()  # type: ignore[no-untyped-call]

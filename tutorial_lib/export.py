@@ -61,14 +61,14 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
     out = Path(out)
     _check_target(out)
     source = _find_source(str(model_id), revision)
-    model, tokenizer = _load(source)
+    model, tokenizer = load_model(source)
     before = _answers(model, tokenizer)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         whole = Path(scratch) / "model"
         save_model(model, tokenizer, whole)
-        _check_round_trip(before, _answers(*_load(whole)))
+        _check_round_trip(before, _answers(*load_model(whole)))
         _replace(out, whole)
     return out
 
@@ -167,15 +167,15 @@ def _download(model_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    """The model (float32, in eval mode) and the tokenizer in a folder."""
+def load_model(folder: Path, **options: Any) -> tuple[Any, Any]:
+    """The model (float32, in eval mode) and the tokenizer in a folder; `options` go to `from_pretrained`."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     _check_files(folder)
     try:
         with _no_progress_bars():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tutorial_lib.errors import ExportError
-from tutorial_lib.export import PROBES
+from tutorial_lib.export import PROBES, load_model
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -51,7 +51,8 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         raise ExportError(
             f"export_onnx needs {' and '.join(missing)}. Install: pip install 'torchserve-course[onnx]'."
         )
-    model, tokenizer = _load(folder)
+    # "eager": attention as plain matrix products, which ONNX Runtime fuses better than torch's own kernel.
+    model, tokenizer = load_model(folder, attn_implementation="eager", use_safetensors=True)
     probes = _probes(model, tokenizer)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder.parent) as scratch, _quiet():
         file = Path(scratch) / "model.onnx"
@@ -60,16 +61,6 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         if int8:
             file = _quantized(file)
         return file.replace(folder / "model.onnx")
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    # "eager": attention as plain matrix products, which ONNX Runtime fuses better than torch's own kernel.
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True
-    )
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _probes(model: Any, tokenizer: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
