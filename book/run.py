@@ -23,7 +23,8 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
-CARD = "tutorial_lib/embedded/README.md"  # a page of every book; index.md lists it
+# Pages of every book, beside the chapters; index.md lists them.
+PAGES = ("tutorial_lib/embedded/README.md", "benchmarks/results.md")
 
 
 class ChapterFailed(Exception):
@@ -122,7 +123,8 @@ def bind(executed: Path, book: Path, *, whole: bool = True) -> Path:
     """
     for page in (ROOT / "book/conf.py", ROOT / "book/index.md", *(ROOT / "notebooks").glob("*.svg")):
         shutil.copyfile(page, executed / page.name)
-    _bring(CARD, executed)
+    for path in PAGES:
+        _bring(path, executed)
     _bring_linked_files(executed)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(executed), str(book)]
     if not whole:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,17 @@ def test_a_link_that_leads_nowhere_is_an_error_of_the_whole_book_alone(tmp_path:
     dead = run(chapters)
     assert dead.returncode == 1 and "01_next" in dead.stderr
     assert run(chapters, "00").returncode == 0  # the next chapter was not asked for
+
+
+def test_the_chapters_as_committed_make_a_whole_book(tmp_path: Path) -> None:
+    executed = tmp_path / "notebooks"
+    executed.mkdir()
+    for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        shutil.copy(chapter, executed)
+    bind = runpy.run_path(str(ROOT / "book" / "run.py"))["bind"]
+    assert bind(executed, tmp_path / "book") == tmp_path / "book" / "index.html"
+    pages = {page.stem for page in (tmp_path / "book").glob("[0-9][0-9]_*.html")}
+    assert pages == {chapter.stem for chapter in executed.glob("[0-9][0-9]_*.ipynb")}
 
 
 def test_a_kernel_that_dies_is_named(tmp_path: Path) -> None:
