@@ -18,15 +18,16 @@ setup: .venv/installed  ## make .venv with everything in it
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev,ray]'
 	touch $@
 
-run: setup  ## run the whole course, and bind build/book/index.html  [MODEL_ID=… CHAPTERS="00 01"]
+run: setup  ## run the course, or what of it has not run since a change; bind build/book/index.html  [MODEL_ID=… CHAPTERS="00 01"]
 	$(BIN)/python book/run.py --model-id '$(MODEL_ID)' $(CHAPTERS)
 
 lab: setup  ## step through the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_check_your_machine.ipynb
 
 test: setup lint  ## every test: library, handler, real servers, notebooks
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:doctest -o addopts= --durations=6 notebooks
+	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 -p no:doctest -o addopts= \
+		--durations=6 notebooks
 
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
 	deploy/setup.sh

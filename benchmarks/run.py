@@ -109,8 +109,8 @@ def make_model(name: str, folder: Path) -> Path:
 # Throughput
 
 
-def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """One row for each round and contender."""
+def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
+    """One row for each round and contender; and what the best of ours costs."""
     count, seconds, first = MODELS[name]
     texts = [tweet.text for tweet in sample_tweets(count)]
     labels = PlainModel(model_dir, CORES)(texts)
@@ -148,7 +148,28 @@ def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> pd.DataFr
                 rate = process.measure(seconds, batch_size=32)["texts_per_s"]
                 rows.append({"round": number, "contender": contender, "requests_per_s": rate})
                 say(f"round {number + 1}: {contender:34} {rate:8.1f}/s")
-    return pd.DataFrame(rows)
+        resume(running[BEST].pid)
+        spent = costs(running[BEST], texts, seconds)
+    return {"throughput": pd.DataFrame(rows), "costs": spent}
+
+
+def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
+    """Milliseconds of CPU for a request under full load: in the workers, the JVM, and the clients here."""
+    processes = {"workers": family(one.pid), "JVM": [], "clients": [psutil.Process()]}
+    for process in processes["workers"][:]:
+        if process.name().startswith("java"):
+            processes["workers"].remove(process)
+            processes["JVM"].append(process)
+
+    def used() -> dict[str, float]:
+        return {who: sum(sum(p.cpu_times()[:2]) for p in them) for who, them in processes.items()}
+
+    before = used()
+    found = load_test(
+        one.url, texts, headers=one.headers, body=one.body, concurrency=CLIENTS, duration=seconds, warmup=0
+    )
+    asked = found.iloc[0]["requests"]
+    return pd.DataFrame([{who: 1000 * (now - before[who]) / asked for who, now in used().items()}])
 
 
 def suspend(pid: int) -> None:
@@ -184,20 +205,29 @@ def fresh(folder: Path) -> Path:
 
 
 def one_client(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Median milliseconds of one request at a time, through the server and in process, in turn."""
+    """Median milliseconds of one request at a time, through the server and in process, in turn.
+
+    A server that gathers batches waits for a second request, a millisecond at least; with batchSize 1 it
+    does not.
+    """
     texts = [tweet.text for tweet in sample_tweets(60)]
-    setting = SETTINGS[BEST]._replace(workers=1)
+    batches = SETTINGS[BEST]._replace(workers=1)
+    settings = {"served in batches": batches, "served one by one": batches._replace(batch_size=1)}
     rows = []
-    with (
-        ours(model_dir, fresh(work / "latency"), setting) as one,
-        InProcess(model_dir, fresh(work / "latency_in_process"), setting) as process,
-    ):
-        for _ in range(rounds):
-            found = load_test(one.url, texts, headers=one.headers, concurrency=1, duration=3, warmup=1).iloc[
-                0
-            ]
-            alone = process.measure(3, batch_size=1, processes=1)["p50_ms"]
-            rows.append({"served": found["p50_ms"], "in process": alone})
+    with contextlib.ExitStack() as stack:
+        alone = stack.enter_context(InProcess(model_dir, fresh(work / "latency_in_process"), batches))
+        running = {}
+        for name, setting in settings.items():
+            folder = fresh(work / name.replace(" ", "_"))
+            running[name] = stack.enter_context(ours(model_dir, folder, setting))
+        for number in range(rounds):
+            row = {"in process": alone.measure(3, batch_size=1, processes=1)["p50_ms"]}
+            for name, one in running.items():
+                found = load_test(
+                    one.url, texts, headers=one.headers, concurrency=1, duration=3, warmup=1 if number else 10
+                )
+                row[name] = found.iloc[0]["p50_ms"]
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -337,9 +367,17 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
         parts.append(
             "\n".join(f"- {value:.2f} × {text}" for text, value in ratios(one["throughput"]).items())
         )
-        served, alone = (one["one client"][column].median() for column in ("served", "in process"))
+        workers, jvm, clients = one["costs"].iloc[0]
         parts.append(
-            f"One client waits {served:.1f} ms (median); the same request takes {alone:.1f} ms in process."
+            f"Of a request's CPU, {workers:.2f} ms are the workers', {jvm:.2f} the JVM's and {clients:.2f} "
+            "the clients', which share the cores; the last two are what being a server costs."
+        )
+        alone, gathered, single = one["one client"].median()[
+            ["in process", "served in batches", "served one by one"]
+        ]
+        parts.append(
+            f"One client waits {single:.1f} ms (median) with batchSize 1, and {gathered:.1f} ms where the "
+            f"server looks for more requests for a millisecond; in process it takes {alone:.1f} ms."
         )
         if "starts" in one:
             library, bare, ratio = both(one["starts"])
@@ -414,7 +452,7 @@ def main() -> None:
             work = fresh(Path(scratch) / name)
             say(f"model {name}")
             model_dir = make_model(name, work / "my_model")
-            one: dict[str, Any] = {"throughput": throughput(name, model_dir, work, args.rounds)}
+            one: dict[str, Any] = throughput(name, model_dir, work, args.rounds)
             one["one client"] = one_client(model_dir, work, args.rounds)
             say("one client: done")
             if name == "embedded":

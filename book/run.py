@@ -4,6 +4,9 @@ python book/run.py                        executed copies in build/notebooks, th
 python book/run.py --model-id OWNER/NAME  the same with another model
 python book/run.py 00 01                  only these chapters
 python book/run.py --in-place             only refresh the outputs of the notebooks themselves
+
+Run again, it goes on where it failed: as with make, a chapter runs if something is newer than its last run,
+or if it is asked for by its number.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ from nbclient.exceptions import DeadKernelError
 ROOT = Path(__file__).resolve().parent.parent
 # Pages of every book, beside the chapters; index.md lists them.
 PAGES = ("tutorial_lib/embedded/README.md", "benchmarks/results.md")
+# What chapters read, beside the folder that they lie in.
+SOURCES = (
+    *("tutorial_lib", "handler.py", "index_to_name.json", "sample_input.json", "model-config.yaml"),
+    *("metrics.yaml", "deploy", "benchmarks", "constraints.txt", ".venv/installed"),
+)
 
 
 class ChapterFailed(Exception):
@@ -81,10 +89,29 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
             "Out of memory is the usual cause; `dmesg` says so."
         ) from None
     _drop_run_metadata(notebook)
+    if source != target:
+        notebook.metadata["ran_with"] = parameters  # and ran to its end
     nbformat.write(notebook, target)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     print(f"{title:34} {cells:3} cells {time.monotonic() - started:6.1f} s", flush=True)
     return notebook
+
+
+def last_run(source: Path, target: Path, parameters: dict[str, Any]) -> Any:
+    """The executed chapter, if it ran to its end with these parameters and nothing is newer; else None."""
+    if not target.exists():
+        return None
+    roots = [source, *(ROOT / name for name in SOURCES)]
+    files = [file for root in roots for file in (root, *root.rglob("*"))]
+    helpers = [file for file in source.parent.rglob("*") if file.suffix != ".ipynb"]
+    newest = max(file.stat().st_mtime for file in (*files, *helpers) if _is_source(file))
+    notebook = nbformat.read(target, as_version=4)
+    same = notebook.metadata.get("ran_with") == parameters
+    return notebook if same and target.stat().st_mtime > newest else None
+
+
+def _is_source(file: Path) -> bool:
+    return file.is_file() and "__pycache__" not in file.parts
 
 
 def _last_begun(notebook: Path) -> str:
@@ -157,6 +184,19 @@ def predictions(notebook: Any) -> str:
     return ""
 
 
+def _forget_old_runs(notebooks: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Empties the folder of executed chapters but for those that need not run again; gives these by name."""
+    runs = {
+        chapter.name: run
+        for chapter in find_chapters(notebooks, [])
+        if (run := last_run(chapter, executed / chapter.name, parameters))
+    }
+    for file in executed.glob("*.ipynb"):
+        if file.name not in runs:
+            file.unlink()
+    return runs
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs the course.")
     parser.add_argument("chapters", nargs="*", help="numbers, as 00 05 (default: all)")
@@ -171,15 +211,18 @@ def main(arguments: list[str] | None = None) -> int:
         chapters = find_chapters(args.notebooks, args.chapters)
     except ValueError as error:
         parser.error(str(error))
-    executed = args.notebooks if args.in_place else args.build / "notebooks"
     parameters = {"MODEL_ID": args.model_id} if args.model_id else {}
-    if not args.in_place:
-        shutil.rmtree(executed, ignore_errors=True)
+    executed = args.notebooks if args.in_place else args.build / "notebooks"
+    runs = {} if args.in_place else _forget_old_runs(args.notebooks, executed, parameters)
     answers = ""
     try:
         for number, chapter in enumerate(chapters, start=1):
             title = f"[{number}/{len(chapters)}] {chapter.stem}"
-            notebook = run_chapter(chapter, executed / chapter.name, parameters, title)
+            if chapter.name in runs and not args.chapters:
+                notebook = runs[chapter.name]
+                print(f"{title:34} has run, and nothing is newer")
+            else:
+                notebook = run_chapter(chapter, executed / chapter.name, parameters, title)
             answers = predictions(notebook) or answers
         if args.in_place:
             return 0

@@ -90,6 +90,43 @@ def test_a_failing_cell_stops_the_run_and_is_named(tmp_path: Path) -> None:
     assert "before" in (tmp_path / "build/notebooks/01_break.ipynb").read_text()
 
 
+def outputs(folder: Path) -> dict[str, str]:
+    """What the first code cell of each executed chapter printed."""
+    found = sorted((folder / "build/notebooks").glob("*.ipynb"))
+    return {
+        file.stem: next(
+            str(cell.outputs) for cell in nbformat.read(file, as_version=4).cells if cell.get("outputs")
+        )
+        for file in found
+    }
+
+
+def test_a_second_run_goes_on_where_the_first_failed(tmp_path: Path) -> None:
+    chapters = tmp_path / "chapters"
+    now = "import time\nprint(time.time_ns())"
+    write(chapters, "00_fine", ("parameters", 'MODEL_ID = "embedded"'), ("predictions", now))
+    write(chapters, "01_break", ("", now + "\n1 / 0"))
+    assert run(chapters).returncode == 1
+    first = outputs(tmp_path)
+    write(chapters, "01_break", ("", now))
+    again = run(chapters)
+    second = outputs(tmp_path)
+    assert again.returncode == 0 and second["00_fine"] == first["00_fine"]
+    assert "[1/2] 00_fine" in again.stdout and "has run, and nothing is newer" in again.stdout
+    assert again.stdout.rstrip().splitlines()[-1] in first["00_fine"]  # predictions all the same
+    assert "ran_with" not in (chapters / "00_fine.ipynb").read_text()
+
+    assert run(chapters, "01").returncode == 0  # asked for by its number, it runs
+    third = outputs(tmp_path)
+    assert third["00_fine"] == second["00_fine"] and third["01_break"] != second["01_break"]
+    assert run(chapters, "--model-id", "some/model").returncode == 0
+    fourth = outputs(tmp_path)
+    assert fourth["00_fine"] != third["00_fine"]
+    (chapters / "helper.py").write_text("a newer one")
+    assert run(chapters, "--model-id", "some/model").returncode == 0
+    assert not outputs(tmp_path).items() & fourth.items()
+
+
 def test_chapters_can_be_chosen_and_unknown_ones_are_named(tmp_path: Path) -> None:
     chapters = tmp_path / "chapters"
     write(chapters, "00_one", ("", "print('one')"))
