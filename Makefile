@@ -25,9 +25,10 @@ lab: setup  ## step through the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_check_your_machine.ipynb
 
 test: setup lint  ## every test: library, handler, real servers, notebooks
+	@# three side by side, since much of it is waiting; the last chapters first, since they are the longest
 	$(BIN)/python -m pytest -n 3 --dist loadfile
-	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 -p no:doctest -o addopts= \
-		--durations=6 notebooks
+	$(BIN)/python -m pytest -n 3 --maxschedchunk=1 --nbmake --nbmake-timeout=300 -p no:doctest -o addopts= \
+		--durations=6 $(shell ls -r notebooks/*.ipynb)
 
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
 	deploy/setup.sh
