@@ -115,7 +115,7 @@ class ModelHandler(BaseHandler):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options["threads"] or 0  # 0: one for each core
         providers = ["CPUExecutionProvider"]
-        # Its fused sum and layer norm is slow on a CPU: a third of all the time, ten times its parts'.
+        # Its fused sum and layer norm is slow on a CPU: a third of all the time, several times its parts'.
         session = onnxruntime.InferenceSession(
             model_dir / "model.onnx",
             settings,

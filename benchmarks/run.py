@@ -155,11 +155,10 @@ def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str,
 
 def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
     """Milliseconds of CPU for a request under full load: in the workers, the JVM, and the clients here."""
-    processes = {"workers": family(one.pid), "JVM": [], "clients": [psutil.Process()]}
-    for process in processes["workers"][:]:
-        if process.name().startswith("java"):
-            processes["workers"].remove(process)
-            processes["JVM"].append(process)
+    served = family(one.pid)
+    jvm = [process for process in served if process.name().startswith("java")]
+    workers = [process for process in served if process not in jvm]
+    processes = {"workers": workers, "JVM": jvm, "clients": [psutil.Process()]}
 
     def used() -> dict[str, float]:
         return {who: sum(sum(p.cpu_times()[:2]) for p in them) for who, them in processes.items()}

@@ -97,23 +97,6 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
     return notebook
 
 
-def last_run(source: Path, target: Path, parameters: dict[str, Any]) -> Any:
-    """The executed chapter, if it ran to its end with these parameters and nothing is newer; else None."""
-    if not target.exists():
-        return None
-    roots = [source, *(ROOT / name for name in SOURCES)]
-    files = [file for root in roots for file in (root, *root.rglob("*"))]
-    helpers = [file for file in source.parent.rglob("*") if file.suffix != ".ipynb"]
-    newest = max(file.stat().st_mtime for file in (*files, *helpers) if _is_source(file))
-    notebook = nbformat.read(target, as_version=4)
-    same = notebook.metadata.get("ran_with") == parameters
-    return notebook if same and target.stat().st_mtime > newest else None
-
-
-def _is_source(file: Path) -> bool:
-    return file.is_file() and "__pycache__" not in file.parts
-
-
 def _last_begun(notebook: Path) -> str:
     """The first lines of the last cell that was begun, in a notebook that papermill left."""
     cells = nbformat.read(notebook, as_version=4).cells
@@ -184,16 +167,19 @@ def predictions(notebook: Any) -> str:
     return ""
 
 
-def _forget_old_runs(notebooks: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Empties the folder of executed chapters but for those that need not run again; gives these by name."""
-    runs = {
-        chapter.name: run
-        for chapter in find_chapters(notebooks, [])
-        if (run := last_run(chapter, executed / chapter.name, parameters))
-    }
-    for file in executed.glob("*.ipynb"):
-        if file.name not in runs:
-            file.unlink()
+def past_runs(notebooks: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """By name, the chapters that ran to their end with these parameters, and read nothing that is newer."""
+    read = [ROOT / name for name in SOURCES]
+    read += [file for root in read for file in root.rglob("*")]
+    read += [file for file in notebooks.rglob("*") if file.suffix != ".ipynb"]
+    changed = max(file.stat().st_mtime for file in read if file.is_file() and "__pycache__" not in file.parts)
+    runs = {}
+    for chapter in find_chapters(notebooks, []):
+        ran = executed / chapter.name
+        if ran.exists() and ran.stat().st_mtime > max(changed, chapter.stat().st_mtime):
+            run = nbformat.read(ran, as_version=4)
+            if run.metadata.get("ran_with") == parameters:
+                runs[chapter.name] = run
     return runs
 
 
@@ -213,7 +199,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     parameters = {"MODEL_ID": args.model_id} if args.model_id else {}
     executed = args.notebooks if args.in_place else args.build / "notebooks"
-    runs = {} if args.in_place else _forget_old_runs(args.notebooks, executed, parameters)
+    runs = {}
+    if not args.in_place:
+        runs = past_runs(args.notebooks, executed, parameters)
+        for old in executed.glob("*.ipynb"):
+            if old.name not in runs:  # it would be a page of the book
+                old.unlink()
     answers = ""
     try:
         for number, chapter in enumerate(chapters, start=1):

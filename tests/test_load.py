@@ -152,7 +152,7 @@ def test_torchserve_with_its_tokens_and_by_its_url(server: TorchServe) -> None:
     headers = {"Authorization": f"Bearer {server.token('inference')}"}
     for frame in (load_test(server, texts, **options), load_test(by_url, texts, headers=headers, **options)):
         row = frame.iloc[0]
-        assert set(row["outcomes"]) == {"right"} and row["requests_per_s"] > 1, row
+        assert set(row["outcomes"]) == {"right"} and row["requests_per_s"] > 5, row
         assert row["client_cpu"] < 0.5
 
 
