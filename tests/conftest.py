@@ -64,7 +64,12 @@ def own_temp() -> Iterator[None]:
 
 # Ray reads these when it is imported: a token of this run's own (else it keeps one in the home folder), and
 # no reports of its use to its makers.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",  # else 5, and a proxy that is later is killed
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

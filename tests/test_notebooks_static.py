@@ -42,6 +42,7 @@ def test_ran_in_order_with_no_error_and_no_leak(chapter: Path) -> None:
             assert output.output_type != "error"
             assert output.get("name") != "stderr" or "stderr" in cell.metadata.get("tags", [])
             assert not LEAKS.search(str(output)), f"{chapter.name}: {output}"
+            assert "Not so in this run" not in str(output), f"{chapter.name}: a claim that was not measured"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tutorial_lib.client import ModelDescription
+from tutorial_lib.client import ManagementClient, ModelDescription
 from tutorial_lib.errors import ApiError, ArchiveError, TutorialError, WorkerFailed
 from tutorial_lib.logs import cause_of_death
 
@@ -41,7 +42,6 @@ def redeploy(
     timeout: float,
 ) -> str:
     """See `TorchServe.redeploy`; `folder` is where the versions' files may lie."""
-    deadline = time.monotonic() + timeout
     old = server.management.describe(model)
     taken = {description["modelVersion"] for description in server.management.describe_all(model)}
     version = next_version(old["modelVersion"], taken)
@@ -64,10 +64,10 @@ def redeploy(
         shutil.rmtree(target, ignore_errors=True)
         raise
     server.management.set_default(model, version)
-    _wait_until_idle(server, old, deadline)
-    server.management.unregister(model, old["modelVersion"])
-    if source.parent == folder:
-        shutil.rmtree(source, ignore_errors=True)
+    # The edit answers: whoever made it need not wait for the old version's last requests.
+    files = source if source.parent == folder else None
+    log = server.log_dir / "console.log"
+    threading.Thread(target=_retire, args=(server.management, log, old, files, timeout), daemon=True).start()
     return version
 
 
@@ -142,7 +142,8 @@ def _register(
     timeout: float,
     keep_settings: bool,
 ) -> None:
-    seen = _log_size(server)
+    log = server.log_dir / "console.log"
+    seen = log.stat().st_size
     try:
         server.management.register(
             archive,
@@ -162,11 +163,22 @@ def _register(
         if error.status != 500:
             raise
         thread = f"-{old['modelName']}_{version}-"
-        said = cause_of_death(lambda: "\n".join(line for line in _log(server, seen) if thread in line))
+        said = cause_of_death(lambda: "\n".join(line for line in _lines(log, seen) if thread in line))
         raise WorkerFailed(said, f"Version {old['modelVersion']} goes on answering.") from error
 
 
-def _wait_until_idle(server: TorchServe, old: ModelDescription, deadline: float) -> None:
+def _retire(
+    management: ManagementClient, log: Path, old: ModelDescription, files: Path | None, timeout: float
+) -> None:
+    """Unregisters a version when it has nothing left to answer, and removes its files."""
+    with contextlib.suppress(ApiError, OSError):  # the server was stopped, or somebody else was faster
+        _wait_until_idle(management, log, old, time.monotonic() + timeout)
+        management.unregister(old["modelName"], old["modelVersion"])
+        if files is not None:
+            shutil.rmtree(files, ignore_errors=True)
+
+
+def _wait_until_idle(management: ManagementClient, log: Path, old: ModelDescription, deadline: float) -> None:
     """Until no request of a version waits in its queue or is with a worker.
 
     Unregistering drops both. New requests go to the new default version, so this ends, unless clients
@@ -174,11 +186,11 @@ def _wait_until_idle(server: TorchServe, old: ModelDescription, deadline: float)
     """
     model, version = old["modelName"], old["modelVersion"]
     settled = _MARGIN + old["maxBatchDelay"] / 1000  # a batch that still fills up is in no queue
-    start = max(0, _log_size(server) - _LARGE)
+    start = max(0, log.stat().st_size - _LARGE)
     idle_since = time.monotonic()
     while time.monotonic() < deadline:
-        waiting = server.management.describe(model, version).get("jobQueueStatus", {}).get("pendingRequests")
-        if waiting or _busy(_log(server, start), f"-{model}_{version} "):
+        waiting = management.describe(model, version).get("jobQueueStatus", {}).get("pendingRequests")
+        if waiting or _busy(_lines(log, start), f"-{model}_{version} "):
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since > settled:
             return
@@ -199,12 +211,8 @@ def _busy(log: Sequence[str], name: str) -> set[str]:
     return busy
 
 
-def _log_size(server: TorchServe) -> int:
-    return (server.log_dir / "console.log").stat().st_size
-
-
-def _log(server: TorchServe, start: int) -> list[str]:
+def _lines(log: Path, start: int) -> list[str]:
     """The log's lines from this byte on."""
-    with (server.log_dir / "console.log").open("rb") as log:
-        log.seek(start)
-        return log.read().decode("utf-8", errors="replace").splitlines()
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode("utf-8", errors="replace").splitlines()

@@ -301,10 +301,11 @@ class TorchServe(Addresses):
     ) -> str:
         """Puts edited files in place of a running model's, without packing its weights again.
 
-        They become a new version, which is loaded beside the old one (so there is memory for both),
-        made the default, and then replaces it. The old one answers until then and finishes what it
-        has begun: no request is lost. A broken edit leaves it answering. The archive in the model
-        store stays as it is: `build_archive` when the edit is good.
+        They become a new version, which is loaded beside the old one (so there is memory for both)
+        and made the default. The old one answers until then, finishes what it has begun, and is
+        unregistered in the background, some tenths of a second later: no request is lost. A broken
+        edit leaves it answering. The archive in the model store stays as it is: `build_archive` when
+        the edit is good.
 
         It takes as long as a worker's start, most of which is Python importing torch and transformers
         (2.4 of 3.1 s were, for a model of BERTweet's size; `make bench` measures the whole).
@@ -314,7 +315,7 @@ class TorchServe(Addresses):
             handler: the edited Python file.
             config_file: edited per-model settings; without it, settings and workers stay as they are.
             extra_files: more files to replace or add, as index_to_name.json.
-            timeout: seconds to wait for the new version, and for the old one to finish.
+            timeout: seconds to wait for the new version, and at most for the old one to finish.
 
         Returns:
             the new version: after "1.0", "1.1".
