@@ -145,7 +145,7 @@ def test_several_texts_in_a_request(serve: Callable[[Answer], str]) -> None:
 def test_torchserve_with_its_tokens_and_by_its_url(server: TorchServe) -> None:
     texts = ["I love this!", "The meeting is at 10 tomorrow.", "This is awful."]
     labels = ["Positive", "Neutral", "Negative"]
-    options: dict[str, Any] = {"labels": labels, "concurrency": 8, "duration": 2}
+    options: dict[str, Any] = {"labels": labels, "concurrency": 8, "duration": 5}
     by_url = f"{server.inference_address}/predictions/my_model"
     with pytest.raises(ApiError, match="token is missing"):
         load_test(by_url, texts, **options)

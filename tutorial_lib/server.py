@@ -308,7 +308,7 @@ class TorchServe(Addresses):
         the edit is good.
 
         It takes as long as a worker's start, most of which is Python importing torch and transformers
-        (2.4 of 3.1 s were, for a model of BERTweet's size; `make bench` measures the whole).
+        (2.4 of 2.5 s were, for a model of BERTweet's size; `make bench` measures the whole).
 
         Args:
             model: the name it is registered as; its default version is the one replaced.
