@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutorial_lib import TorchServe, first_traceback, parse_context
+from tutorial_lib.logs import cause_of_death
 
 
 def line(text: str, worker: int = 9000, stream: str = "stdout") -> str:
@@ -44,6 +45,21 @@ def test_the_first_traceback_without_prefixes_and_other_workers() -> None:
         f'{head}\n  File "handler.py", line 3\n    import nothing_such\n'
         "ModuleNotFoundError: No module named 'nothing_such'"
     )
+
+
+def test_what_torchserve_says_of_the_worker_in_between_is_left_out() -> None:
+    """In the console log its own lines come between those of the worker."""
+    text = 'Traceback (most recent call last):\n  File "handler.py", line 3\nKeyError: 0'
+    first, *rest = (line(part) for part in text.split("\n"))
+    own = "2026-01-31T10:00:00,123 [DEBUG] W-9000-my_model_1.0 org.pytorch.serve.wlm.WorkerThread - System"
+    own += " state is : WORKER_STARTED\n"
+    assert first_traceback(own.join(["", first, *rest, ""])) == text
+
+
+def test_a_traceback_that_comes_slowly_is_waited_for() -> None:
+    text = "Traceback (most recent call last):\n  File a\nKeyError: 'x'"
+    reads = iter([text[:34], text[:43], text[:43], text[:43], text, text])
+    assert cause_of_death(lambda: next(reads)) == text
 
 
 def test_a_chained_traceback_is_whole() -> None:

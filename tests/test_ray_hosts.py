@@ -202,7 +202,7 @@ def test_a_lost_host_loses_no_answer(network: Network, cluster: list[str]) -> No
 
     def load(number: int) -> None:
         client = FallingOver(cluster, first=number % HOSTS)
-        while not done.is_set():
+        while not done.wait(0.01):
             here = [(answered[number] + number + more) % len(TEXTS) for more in range(number % 2 + 1)]
             assert client.predict([TEXTS[i] for i in here]) == [right[0][i] for i in here]
             answered[number] += 1

@@ -58,7 +58,7 @@ def first_traceback(log: str | Path) -> str | None:
     r"""The first traceback of a log, without TorchServe's prefixes; None where there is none.
 
     The first is the true cause: TorchServe tries again, and later attempts fail in other ways.
-    Lines of other workers in between are left out.
+    Lines of other workers, and of TorchServe itself, in between are left out.
 
     Args:
         log: the text of a model log, or the path of one.
@@ -85,7 +85,8 @@ def first_traceback(log: str | Path) -> str | None:
 def cause_of_death(read: Callable[[], str], timeout: float = 5) -> str:
     """The first traceback of a worker that died, else its last lines.
 
-    They are on their way into the log still: it is read until the traceback has grown no more.
+    They are on their way into the log still: it is read until the traceback has its last line, which is not
+    indented, and has grown no more.
 
     Args:
         read: gives the log as it is now.
@@ -99,7 +100,8 @@ def cause_of_death(read: Callable[[], str], timeout: float = 5) -> str:
     while time.monotonic() < deadline:
         time.sleep(0.5)
         before, found = found, first_traceback(read())
-        if found == before:
+        last = (found or "").rpartition("\n")[2]
+        if found == before and not last.startswith((" ", "\t", "Traceback (most recent call last)")):
             break
     return found or "(it left none)\n" + "\n".join(read().splitlines()[-20:])
 
@@ -120,9 +122,4 @@ def _messages(log: str | Path) -> list[tuple[str, str]]:
     """(thread, message) for each line; a line with no prefix counts as the same one thread's."""
     text = log.read_text(encoding="utf-8", errors="replace") if isinstance(log, Path) else log
     parsed = ((_LINE.match(line), line) for line in text.splitlines())
-    return [
-        (found["thread"].removesuffix("-stdout").removesuffix("-stderr"), found["text"])
-        if found
-        else ("", line)
-        for found, line in parsed
-    ]
+    return [(found["thread"], found["text"]) if found else ("", line) for found, line in parsed]
