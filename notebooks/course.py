@@ -30,7 +30,10 @@ def without_root(text: object) -> str:
 
 
 def measured(holds: object, claim: str) -> None:
-    """Says so where a measurement goes against what the chapter claims. That is no error: other programs
-    may have had the cores. The outputs that are committed hold every claim, as a test sees to."""
+    """Says so where a measurement goes against what the chapter claims.
+
+    That is no error: other programs may have had the cores. The outputs that are committed hold every
+    claim; a test sees to it.
+    """
     if not holds:
         print(f"Not so in this run: {claim}. Is the machine busy? Run it again when it is not.")

@@ -33,6 +33,18 @@ def handle(data, context):
         return ["{answer}"] * len(data)
 """
 
+GATED = """
+import time
+from pathlib import Path
+
+def handle(data, context):
+    if data:
+        body = data[0]["body"].decode()
+        while body and not Path(body).exists():
+            time.sleep(0.05)
+        return ["{answer}"]
+"""
+
 
 @pytest.fixture(scope="module")
 def running(mar: Path) -> Iterator[TorchServe]:
@@ -120,9 +132,9 @@ def test_requests_under_way_are_not_lost(tmp_path: Path) -> None:
     done = threading.Event()
 
     def client(address: str) -> list[str]:
-        answers = [""]
+        answers: list[str] = []
         with_own_connections = InferenceClient(address)
-        while answers[-1] != "newer" and not done.is_set():
+        while answers[-1:] != ["newer"] and not done.is_set():
             answers.append(with_own_connections.predict("slow", b"a"))
         return answers
 
@@ -140,21 +152,8 @@ def test_requests_under_way_are_not_lost(tmp_path: Path) -> None:
         finally:
             done.set()
     for own in answers:
-        assert own[1] == "old" and own[-1] == "newer"
-        assert own == sorted(own, key=["", "old", "new", "newer"].index)  # never back to an old one
-
-
-GATED = """
-import time
-from pathlib import Path
-
-def handle(data, context):
-    if data:
-        body = data[0]["body"].decode()
-        while body and not Path(body).exists():
-            time.sleep(0.05)
-        return ["{answer}"]
-"""
+        assert own[0] == "old" and own[-1] == "newer"
+        assert own == sorted(own, key=["old", "new", "newer"].index)  # never back to an old one
 
 
 def test_it_does_not_wait_for_a_long_request_which_is_answered(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 # worker and the stream it wrote to: "[INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - Properties: {…}".
 _LINE = re.compile(r"^\S+ \[(?P<level>\w+)\s*\] (?P<thread>\S+) (?P<logger>\S+) - (?P<text>.*)$")
 
+# How a traceback begins, and how all its lines do but those that name an exception.
+_HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
+
 
 @dataclass(frozen=True)
 class LoggedContext:
@@ -72,7 +75,7 @@ def first_traceback(log: str | Path) -> str | None:
     lines: list[str] = []
     for thread, text in _messages(log):
         if not lines:
-            if text.startswith("Traceback (most recent call last)"):
+            if text.startswith(_HEAD):
                 worker, lines = thread, [text]
         elif thread == worker:
             if _goes_on(text, lines[-1]):
@@ -101,7 +104,7 @@ def cause_of_death(read: Callable[[], str], timeout: float = 5) -> str:
         time.sleep(0.5)
         before, found = found, first_traceback(read())
         last = (found or "").rpartition("\n")[2]
-        if found == before and not last.startswith((" ", "\t", "Traceback (most recent call last)")):
+        if found == before and not last.startswith((*_INDENT, _HEAD)):
             break
     return found or "(it left none)\n" + "\n".join(read().splitlines()[-20:])
 
@@ -113,9 +116,9 @@ def _goes_on(text: str, previous: str) -> bool:
     Python's joining sentences after that leads on to the next, chained, part.
     """
     chained = "The above exception was", "During handling of the above"
-    if text == "" or text.startswith((" ", "\t", *chained, "Traceback (most recent call last)")):
+    if text == "" or text.startswith((*_INDENT, *chained, _HEAD)):
         return True
-    return previous.startswith((" ", "\t"))
+    return previous.startswith(_INDENT)
 
 
 def _messages(log: str | Path) -> list[tuple[str, str]]:

@@ -42,6 +42,7 @@ def redeploy(
     timeout: float,
 ) -> str:
     """See `TorchServe.redeploy`; `folder` is where the versions' files may lie."""
+    log = server.log_dir / "console.log"
     old = server.management.describe(model)
     taken = {description["modelVersion"] for description in server.management.describe_all(model)}
     version = next_version(old["modelVersion"], taken)
@@ -49,7 +50,7 @@ def redeploy(
     target = folder / f"{model}-{version}"
     try:
         _lay_out(source, target, version, handler, config_file, extra_files)
-        _register(server, target, old, version, timeout, keep_settings=config_file is None)
+        _register(server.management, log, target, old, version, timeout, keep_settings=config_file is None)
         if config_file is None:  # else that file says how many
             server.management.scale(
                 model,
@@ -66,7 +67,6 @@ def redeploy(
     server.management.set_default(model, version)
     # The edit answers: whoever made it need not wait for the old version's last requests.
     files = source if source.parent == folder else None
-    log = server.log_dir / "console.log"
     threading.Thread(target=_retire, args=(server.management, log, old, files, timeout), daemon=True).start()
     return version
 
@@ -135,17 +135,17 @@ def _link(source: str, target: str) -> None:
 
 
 def _register(
-    server: TorchServe,
+    management: ManagementClient,
+    log: Path,
     archive: Path,
     old: ModelDescription,
     version: str,
     timeout: float,
     keep_settings: bool,
 ) -> None:
-    log = server.log_dir / "console.log"
     seen = log.stat().st_size
     try:
-        server.management.register(
+        management.register(
             archive,
             old["modelName"],
             initial_workers=max(1, old["minWorkers"]),
