@@ -31,7 +31,7 @@ test: setup lint  ## every test: library, handler, real servers, notebooks
 		--durations=6 $(shell ls -r notebooks/*.ipynb)
 
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
-	deploy/setup.sh
+	deploy/image/setup.sh
 	$(BIN)/python -m pytest -m container
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:doctest -o addopts= notebooks/06_containerize.ipynb
 

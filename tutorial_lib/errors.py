@@ -15,6 +15,20 @@ class JavaNotFound(TutorialError):
     """No Java runtime that TorchServe can use was found."""
 
 
+class PackageMissing(TutorialError, ImportError):
+    """A package is not installed that only a part of this library needs.
+
+    >>> print(PackageMissing("load_test", "aiohttp", "torchserve-course[load]"))
+    load_test needs the package aiohttp, which is not installed. Install it: pip install 'torchserve-course[load]'
+    """
+
+    def __init__(self, what: str, package: str, requirement: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed. "
+            f"Install it: pip install '{requirement}'"
+        )
+
+
 class ExportError(TutorialError):
     """The model could not be fetched, loaded, or written whole."""
 

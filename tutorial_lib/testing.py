@@ -1,7 +1,4 @@
-"""Tries handlers without a server, and gives other people's tests a real one.
-
-The pytest fixture `torchserve` is there wherever this package is installed.
-"""
+"""Tries handlers without a server."""
 
 from __future__ import annotations
 
@@ -10,14 +7,11 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from tutorial_lib import worker
-from tutorial_lib.server import TorchServe
 
 
 class HandlerAnswer(NamedTuple):
@@ -119,21 +113,3 @@ def _answer(reply: worker.Reply) -> HandlerAnswer:
         return HandlerAnswer(reply.status, json.loads(reply.body))
     except ValueError:
         return HandlerAnswer(reply.status, reply.body.decode("utf-8", errors="replace"))
-
-
-@pytest.fixture
-def torchserve() -> Iterator[Callable[..., TorchServe]]:
-    """Starts a real server in a test: `server = torchserve(models={"m": mar})`; stopped at its end.
-
-    It takes the arguments of `TorchServe`, and may be called several times.
-    """
-    started: list[TorchServe] = []
-
-    def start(*args: Any, **options: Any) -> TorchServe:
-        server = TorchServe(*args, **options)
-        started.append(server)
-        return server.start()
-
-    yield start
-    for server in started:
-        server.stop()

@@ -1,0 +1,33 @@
+"""Says what to install where a module needs a package that is not there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tutorial_lib.errors import PackageMissing
+
+DISTRIBUTION = "torchserve-course"
+
+
+@contextlib.contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Around the imports of packages that an extra of this distribution brings.
+
+    Args:
+        name: the extra, as in `pip install 'torchserve-course[load]'`.
+        what: what needs the packages, as the message names it.
+
+    Raises:
+        PackageMissing: an import in the block failed because a package is not installed.
+
+    >>> with extra("load", "load_test"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    tutorial_lib.errors.PackageMissing: load_test needs the package no_such_package, which is not installed...
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise PackageMissing(what, package, f"{DISTRIBUTION}[{name}]") from error
