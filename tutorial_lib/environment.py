@@ -1,4 +1,4 @@
-"""Checks a machine for what the course needs, and says how to mend what is missing."""
+"""Checks a machine for what serving a model needs, and says how to get what is missing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from tutorial_lib.errors import JavaNotFound
+from tutorial_lib.extras import DISTRIBUTION
 from tutorial_lib.gpu import detect_gpu
 from tutorial_lib.java import find_java
 
-_DISTRIBUTION = "torchserve-course"
+_SERVES = ("serving", "export")  # the extras without which no model can be exported and served
 _NEEDED_GIB = 2.0  # the article's model, its export and its archive
 _ARTICLE_PORTS = (8080, 8081, 8082)
 
@@ -94,7 +95,7 @@ def check_environment() -> EnvironmentReport:
 def _python() -> Check:
     found = ".".join(str(part) for part in sys.version_info[:3])
     ok = sys.version_info >= (3, 11)
-    return Check("Python", ok, found, "" if ok else "Use Python 3.11 or newer.")
+    return Check("Python", ok, found, "" if ok else "Use Python 3.11, 3.12 or 3.13.")
 
 
 def _java() -> Check:
@@ -106,21 +107,26 @@ def _java() -> Check:
 
 
 def _packages() -> list[Check]:
-    """One row for each package that this library depends on, by its own metadata."""
+    """One row for each package that serving needs, by this distribution's own metadata."""
     try:
-        wanted = [line for line in requires(_DISTRIBUTION) or [] if "extra ==" not in line]
+        requirements = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         fix = "Run `pip install -e .` in the course's folder (make setup does)."
-        return [Check(_DISTRIBUTION, False, "not installed", fix)]
-    return [_package(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in wanted]
+        return [Check(DISTRIBUTION, False, "not installed", fix)]
+    needed: dict[str, str] = {}
+    for requirement in requirements:
+        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
+        extra = re.search(r"extra == ['\"]([^'\"]+)", requirement)
+        if name != DISTRIBUTION and (extra is None or extra[1] in _SERVES):
+            needed.setdefault(name, f"{DISTRIBUTION}[{extra[1]}]" if extra else DISTRIBUTION)
+    return [_package(name, needed[name]) for name in sorted(needed)]
 
 
-def _package(name: str) -> Check:
+def _package(name: str, brought_by: str) -> Check:
     try:
         return Check(name, True, version(name))
     except PackageNotFoundError:
-        fix = f"pip install -c constraints.txt {name}"
-        return Check(name, False, "not installed", fix)
+        return Check(name, False, "not installed", f"pip install '{brought_by}'")
 
 
 def _gpu() -> Check:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tutorial_lib.errors import ExportError
+from tutorial_lib.extras import extra
+
+with extra("export", "export_model"):
+    import torch
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -122,9 +124,10 @@ def _find_source(model_id: str, revision: str | None) -> Path:
 
 def _download(model_id: str, revision: str | None) -> Path:
     """Fetches a hub model into the hub's cache, with a progress bar; an interrupted one resumes."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
+    with extra("export", "export_model"):
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
 
     pinned, why = f" at revision {revision}" if revision else "", ""
     try:
@@ -169,7 +172,8 @@ def _download(model_id: str, revision: str | None) -> Path:
 
 def load_model(folder: Path, **options: Any) -> tuple[Any, Any]:
     """The model (float32, in eval mode) and the tokenizer in a folder; `options` go to `from_pretrained`."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    with extra("export", "export_model"):
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     _check_files(folder)
     try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from types import ModuleType
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ def detect_gpu() -> GpuInfo:
     >>> info.available == bool(info.names)
     True
     """
+    try:
+        import torch
+    except ImportError:
+        return GpuInfo(available=False, reason="torch is not installed, and torch is what would use one")
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return GpuInfo(
@@ -45,10 +48,10 @@ def detect_gpu() -> GpuInfo:
             names=tuple(device.name for device in devices),
             memory_gib=tuple(device.total_memory / 2**30 for device in devices),
         )
-    return GpuInfo(available=False, reason=_why_none())
+    return GpuInfo(available=False, reason=_why_none(torch))
 
 
-def _why_none() -> str:
+def _why_none(torch: ModuleType) -> str:
     in_driver = _gpus_of_the_driver()
     if not in_driver:
         return "no NVIDIA driver answers on this machine; everything here runs on the CPU"
@@ -61,11 +64,13 @@ def _why_none() -> str:
 
 
 def _gpus_of_the_driver() -> list[str]:
-    """Names from NVML (the package nvidia-ml-py), or [] where there is no driver."""
-    import pynvml
-
+    """Names from NVML (the package nvidia-ml-py), or [] where there is no driver or no such package."""
     try:
+        import pynvml
+
         pynvml.nvmlInit()
+    except ImportError:
+        return []
     except pynvml.NVMLError:
         return []
     try:

@@ -7,17 +7,19 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from tutorial_lib.errors import ExportError
 from tutorial_lib.export import PROBES, load_model
+from tutorial_lib.extras import extra
 
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+with extra("onnx", "export_onnx"):
+    import numpy as np
+    import onnx  # noqa: F401  torch.onnx.export imports it, and onnxscript
+    import onnxruntime
+    import onnxscript  # noqa: F401
+    import torch
 
 
 def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
@@ -36,8 +38,9 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         the file.
 
     Raises:
-        ExportError: onnx, onnxruntime or onnxscript is missing; there is no model in the folder; or its
-            ONNX form gives other logits. An earlier model.onnx is as it was.
+        ExportError: there is no model in the folder, or its ONNX form gives other logits. An earlier
+            model.onnx is as it was.
+        PackageMissing: when this module is imported, where onnx, onnxruntime or onnxscript is missing.
 
     >>> export_onnx("no/such/model")
     Traceback (most recent call last):
@@ -46,11 +49,6 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
     folder = Path(model_dir)
     if not (folder / "config.json").is_file():
         raise ExportError(f"There is no config.json in {folder}. Export a model there first.")
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"export_onnx needs {' and '.join(missing)}. Install: pip install 'torchserve-course[onnx]'."
-        )
     # "eager": attention as plain matrix products, which ONNX Runtime fuses better than torch's own kernel.
     model, tokenizer = load_model(folder, attn_implementation="eager", use_safetensors=True)
     probes = _probes(model, tokenizer)
@@ -99,8 +97,6 @@ def _write(model: Any, example: tuple[torch.Tensor, torch.Tensor], file: Path) -
 
 
 def _check(model: Any, probes: list[tuple[torch.Tensor, torch.Tensor]], file: Path) -> None:
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for ids, mask in probes:
         with torch.inference_mode():
