@@ -10,7 +10,7 @@ CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
 # JupyterLab refuses to start as root (in a container, say) unless it is told to.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help setup run lab test container bench lint outputs clean
+.PHONY: help setup run lab test container resolve bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ container: setup  ## build the image, run it, break it (installs podman on Debia
 	$(BIN)/python -m pytest -m container
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 --timeout=1800 -p no:doctest -o addopts= \
 	    notebooks/06_containerize.ipynb
+
+resolve: setup  ## ask the package index whether each supported Python gets its environment (5 minutes)
+	$(BIN)/python -m pytest -m resolve tests/test_packaging.py
 
 bench: setup .venv-bentoml/installed  ## measure against LitServe, Ray Serve, BentoML: 25 minutes, nothing else running
 	$(BIN)/python benchmarks/run.py

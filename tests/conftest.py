@@ -73,16 +73,25 @@ os.environ.update(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `container` build an image, which takes minutes: they run with `-m container`."""
-    marked = [item for item in items if "container" in item.keywords]
-    if config.getoption("-m") or not marked:
+    """What needs minutes and more than this machine alone has a command of its own."""
+    if config.getoption("-m"):
         return
+    reasons = {
+        "resolve": lambda: "`make resolve` runs these: they ask the package index",
+        "container": _no_containers,
+    }
+    for mark, reason in reasons.items():
+        if marked := [item for item in items if mark in item.keywords]:
+            skip = pytest.mark.skip(reason=reason())
+            for item in marked:
+                item.add_marker(skip)
+
+
+def _no_containers() -> str:
     try:
-        reason = f"{find_engine().name} is here: `make container` builds the image and runs these"
+        return f"{find_engine().name} is here: `make container` builds the image and runs these"
     except EngineNotFound as error:
-        reason = f"`make container` runs these. {error}"
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason=reason))
+        return f"`make container` runs these. {error}"
 
 
 @pytest.fixture(scope="session")
