@@ -1,4 +1,4 @@
-"""What deploy/ has for monitoring, against the real things: promtool, Prometheus, TorchServe."""
+"""The files of deploy/monitoring, tried with promtool, Prometheus and TorchServe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import ROOT, eventually, free_port
 from tutorial_lib import ApiError, TorchServe
 from tutorial_lib.export import EMBEDDED
 
-DEPLOY = ROOT / "deploy"
+MONITORING = ROOT / "deploy" / "monitoring"
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="Prometheus is not installed (Debian: apt-get install --no-install-recommends prometheus)",
@@ -27,11 +27,11 @@ needs_prometheus = pytest.mark.skipif(
 
 def expressions() -> dict[str, str]:
     """Every PromQL expression of the rules and the dashboard, by its title."""
-    groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
     rules = {
         r.get("alert") or f"{r['record']} {r.get('labels')}": r["expr"] for g in groups for r in g["rules"]
     }
-    panels = json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
+    panels = json.loads((MONITORING / "grafana-dashboard.json").read_text())["panels"]
     shown = {f"{p['title']} {t['refId']}": t["expr"] for p in panels for t in p["targets"]}
     return rules | {title: expr.replace("$__rate_interval", "1m") for title, expr in shown.items()}
 
@@ -41,7 +41,7 @@ def server(mar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Torc
     """A server whose metrics file and JSON logs are the ones of this repository."""
     config = {
         "metrics_config": ROOT / "metrics.yaml",
-        "vmargs": f"-Dlog4j.configurationFile={(DEPLOY / 'log4j2-json.xml').as_uri()}",
+        "vmargs": f"-Dlog4j.configurationFile={(MONITORING / 'log4j2-json.xml').as_uri()}",
     }
     with TorchServe(models={"my_model": mar}, config=config) as running:
         yield running
@@ -113,7 +113,7 @@ def test_rules_and_dashboard_ask_only_for_metrics_that_are_declared() -> None:
 
 def test_the_drift_rules_have_the_cards_numbers() -> None:
     card = json.loads((EMBEDDED / "metrics.json").read_text())["test"]
-    rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][-1]["rules"]
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][-1]["rules"]
     said = {
         rule["labels"]["label"]: rule["expr"] for rule in rules if rule.get("record") == "card:label:share"
     }
@@ -124,7 +124,7 @@ def test_the_drift_rules_have_the_cards_numbers() -> None:
 
 @needs_prometheus
 def test_the_rules_fire_when_they_should(tmp_path: Path) -> None:
-    for file in (DEPLOY / "alerts.yml", ROOT / "tests" / "alerts_test.yml"):
+    for file in (MONITORING / "alerts.yml", ROOT / "tests" / "alerts_test.yml"):
         shutil.copy(file, tmp_path)
     run = subprocess.run(
         ["promtool", "test", "rules", "alerts_test.yml"],
@@ -140,8 +140,8 @@ def test_the_rules_fire_when_they_should(tmp_path: Path) -> None:
 def prometheus(server: TorchServe, tmp_path: Path) -> Iterator[str]:
     """A Prometheus of its own, with this repository's configuration, on a free port and for this server."""
     (tmp_path / "key").write_text("any")
-    shutil.copy(DEPLOY / "alerts.yml", tmp_path)
-    config = (DEPLOY / "prometheus.yml").read_text()
+    shutil.copy(MONITORING / "alerts.yml", tmp_path)
+    config = (MONITORING / "prometheus.yml").read_text()
     for place, here in (
         ("torchserve:8082", server.metrics_address.removeprefix("http://")),
         ("/run/keys/inference", str(tmp_path / "key")),
