@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +20,22 @@ from typing import Any, Literal
 import yaml
 
 from tutorial_lib.errors import ArchiveError
-from tutorial_lib.export import read_labels
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
 _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".tar.gz"}
 _MANIFEST = "MAR-INF/MANIFEST.json"
+_LARGE = 1_000_000  # bytes; smaller files of a version are copied for the next one, not linked
+# What reading a broken archive raises.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    zlib.error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
 
 
 def build_archive(
@@ -160,10 +173,10 @@ def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str
     if sha256 is not None:
         check_sha256(archive, sha256)
     try:
-        manifest = json.loads(_manifest_text(archive))
+        manifest = json.loads(_read_file(archive, _MANIFEST))
         if not isinstance(manifest, dict) or "modelName" not in manifest["model"]:
             raise ValueError("it names no model")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except _UNREADABLE as error:
         raise ArchiveError(
             f"{archive} is not a model archive: {_cause(error)}. Build it anew with build_archive, "
             "or fetch it again if it was cut off."
@@ -171,18 +184,256 @@ def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str
     return manifest
 
 
-def _manifest_text(archive: Path) -> str:
+def read_settings(archive: str | Path) -> dict[str, Any]:
+    """The model config (YAML) of an archive: workers, batching, and the handler's own options.
+
+    Args:
+        archive: a .mar, a .tar.gz, or a folder, as an unpacked archive.
+
+    Returns:
+        the settings as TorchServe's handlers get them in `context.model_yaml_config`; {} where the archive
+        has no config file.
+
+    Raises:
+        ArchiveError: the archive or its config file can't be read, or the file has no settings.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lay_out(folder, handler="handler.py", config_file="model-config.yaml")
+    >>> read_settings(folder)["minWorkers"]
+    1
+    """
+    archive = Path(archive)
+    name = read_manifest(archive)["model"].get("configFile")
+    if not name:
+        return {}
+    try:
+        settings = yaml.safe_load(_read_file(archive, name).decode("utf-8"))
+    except (*_UNREADABLE, yaml.YAMLError) as error:
+        raise ArchiveError(f"The config file {name} of {archive} can't be read: {error}. Fix it.") from error
+    if settings is not None and not isinstance(settings, dict):
+        raise ArchiveError(f"The config file {name} of {archive} has no settings (key: value). Fix it.")
+    return settings or {}
+
+
+def python_files(archive: str | Path) -> set[str]:
+    """What the archive's code can import from the archive itself.
+
+    A worker looks for these names along PYTHONPATH before it looks in the archive.
+
+    Returns:
+        the names of the Python files at the archive's top, and "<package>/__init__.py" of each package.
+
+    Raises:
+        ArchiveError: there is no such archive, or it is not one.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lay_out(folder, handler="handler.py", extra_files=["metrics.yaml"])
+    >>> python_files(folder)
+    {'handler.py'}
+    """
+    read_manifest(archive)
+    names = _names(Path(archive))
+    return {
+        name
+        for name in names
+        if (name.endswith(".py") and "/" not in name)
+        or (name.count("/") == 1 and name.endswith("/__init__.py"))
+    }
+
+
+def unpack(archive: str | Path, folder: str | Path) -> None:
+    """Unpacks an archive as TorchServe does: its files lie directly in `folder`, which appears when whole.
+
+    Args:
+        archive: a .mar, a .tar.gz, or a folder, which is copied.
+        folder: where to; it may be there already, but must be empty.
+
+    Raises:
+        ArchiveError: the archive is missing or broken, or the folder is not empty or can't be written to.
+
+    >>> unpack("missing.mar", "build/missing")
+    Traceback (most recent call last):
+    tutorial_lib.errors.ArchiveError: There is no archive missing.mar. Build it with build_archive.
+    """
+    archive, folder = Path(archive), Path(folder)
+    read_manifest(archive)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ArchiveError(f"The folder {folder} is not empty. Name another one, or empty this one.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as scratch:
+        whole = Path(scratch) / "whole"
+        try:
+            _extract(archive, whole)
+        except _UNREADABLE as error:
+            raise ArchiveError(
+                f"{archive} can't be unpacked: {error}. Build it anew with build_archive."
+            ) from error
+        whole.rename(folder)
+
+
+def lay_out(
+    folder: str | Path,
+    *,
+    handler: str | Path,
+    model_dir: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+    config_file: str | Path | None = None,
+) -> None:
+    """Writes what an archive of these files would unpack to, without packing one.
+
+    The model itself is not checked, so that tests can see what a handler makes of a broken one.
+
+    Args:
+        folder: where to; made if it is not there.
+        handler, model_dir, extra_files, config_file: as for `build_archive`.
+
+    Raises:
+        ArchiveError: a file is missing.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lay_out(folder, handler="handler.py", extra_files=["index_to_name.json"])
+    >>> sorted(file.name for file in folder.iterdir())
+    ['MAR-INF', 'handler.py', 'index_to_name.json']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [Path(file) for file in (*extra_files, config_file, handler) if file is not None]
+    if model_dir is not None:
+        files = [*sorted(Path(model_dir).iterdir()), *files]
+    for file in files:
+        if not file.exists():
+            raise ArchiveError(f"There is no file {file}. Check the path.")
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    model = {"modelName": "model", "modelVersion": "1.0", "handler": Path(handler).name}
+    if (folder / "model.safetensors").exists():
+        model["serializedFile"] = "model.safetensors"
+    if config_file is not None:
+        model["configFile"] = Path(config_file).name
+    _write_manifest(folder, {"runtime": "python", "model": model, "archiverVersion": "0.12.0"})
+
+
+def new_version(
+    source: str | Path,
+    target: str | Path,
+    *,
+    version: str,
+    handler: str | Path | None = None,
+    config_file: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+) -> None:
+    """Copies an unpacked archive as a new version, with edited files in place of their old ones.
+
+    Files of 1 MB and more are hard links, so that weights are neither packed nor copied; smaller ones are
+    copied, so that no later edit of the source shows through.
+
+    Args:
+        source: the unpacked archive.
+        target: the folder to make.
+        version: the new version.
+        handler, config_file, extra_files: the edited files; None for those that stay.
+
+    Raises:
+        ArchiveError: a file is missing, or `source` is no unpacked archive.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lay_out(folder / "old", handler="handler.py")
+    >>> new_version(folder / "old", folder / "new", version="1.1", extra_files=["metrics.yaml"])
+    >>> read_manifest(folder / "new")["model"]["modelVersion"]
+    '1.1'
+    """
+    source, target = Path(source), Path(target)
+    edited = [Path(file) for file in (handler, config_file, *extra_files) if file is not None]
+    for file in edited:
+        if not file.is_file():
+            raise ArchiveError(f"There is no file {file}. Check the path.")
+    manifest = read_manifest(source)
+    manifest["model"]["modelVersion"] = version
+    if handler is not None:
+        manifest["model"]["handler"] = Path(handler).name
+    if config_file is not None:
+        manifest["model"]["configFile"] = Path(config_file).name
+    shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in edited:
+        (target / file.name).unlink(missing_ok=True)  # never write into a file that may be a link
+        shutil.copyfile(file, target / file.name)
+    _write_manifest(target, manifest)
+
+
+def _link(source: str, target: str) -> None:
+    if Path(source).stat().st_size < _LARGE:
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # the target is on another disk
+        Path(target).symlink_to(Path(source).resolve())
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    file = folder / _MANIFEST
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _read_file(archive: Path, name: str) -> bytes:
+    """One file of an archive; the archiver puts all of a .tar.gz into a folder of the model's name."""
     if archive.is_dir():
-        return (archive / _MANIFEST).read_text(encoding="utf-8")
+        return (archive / name).read_bytes()
     if archive.name.endswith(".tar.gz"):
         with tarfile.open(archive) as tar:
-            member = next((m for m in tar if m.name.endswith(_MANIFEST)), None)
+            member = next((m for m in tar if _tar_name(m) == name), None)
             content = tar.extractfile(member) if member else None
             if content is None:
-                raise KeyError(_MANIFEST)
-            return content.read().decode()
+                raise KeyError(name)
+            return content.read()
     with zipfile.ZipFile(archive) as mar:
-        return mar.read(_MANIFEST).decode()
+        return mar.read(name)
+
+
+def _names(archive: Path) -> list[str]:
+    """The paths of all files of an archive, from its top."""
+    if archive.is_dir():
+        return [file.relative_to(archive).as_posix() for file in archive.rglob("*") if file.is_file()]
+    if archive.name.endswith(".tar.gz"):
+        with tarfile.open(archive) as tar:
+            return [_tar_name(member) for member in tar if member.isfile()]
+    with zipfile.ZipFile(archive) as mar:
+        return mar.namelist()
+
+
+def _tar_name(member: tarfile.TarInfo) -> str:
+    return member.name.removeprefix("./").partition("/")[2]
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    if archive.is_dir():
+        shutil.copytree(archive, folder)
+    elif archive.name.endswith(".tar.gz"):
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                _extract_member(tar, member, folder)
+    else:
+        with zipfile.ZipFile(archive) as mar:
+            mar.extractall(folder)
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Writes plain files alone: links and devices, which the archiver never packs, could lead outside."""
+    name = _tar_name(member)
+    if not name or member.isdir():
+        return
+    content = tar.extractfile(member) if member.isfile() else None
+    if content is None or ".." in name.split("/"):
+        raise ValueError(f"{member.name} is not a plain file inside it")
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _cause(error: Exception) -> str:
@@ -209,12 +460,18 @@ def _model_files(model_dir: Path) -> list[Path]:
 
 
 def _check_weights(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
+    """Reads a safetensors file's header: its length (8 bytes, little-endian), then JSON with the tensors' places."""
     try:
-        with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
-    except (SafetensorError, OSError) as error:
+        with file.open("rb") as content:
+            (length,) = struct.unpack("<Q", content.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("the header is cut off")
+            header = json.loads(content.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            expected, found = 8 + length + max(ends, default=0), file.stat().st_size
+        if found != expected:
+            raise ValueError(f"it has {found} bytes, and its header speaks of {expected}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error) as error:
         raise ArchiveError(
             f"The weights {file} are cut off or not safetensors: {error}. Export the model again."
         ) from error
@@ -267,16 +524,16 @@ def _check_yaml(file: Path) -> None:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{file} is not YAML: {error}. Mend it first.") from error
+        raise ArchiveError(f"{file} is not YAML: {error}. Fix it first.") from error
     if not isinstance(config, dict):
-        raise ArchiveError(f"{file} has no settings (key: value). Mend it, or leave it out.")
+        raise ArchiveError(f"{file} has no settings (key: value). Fix it, or leave it out.")
 
 
 def _check_labels(file: Path, model_dir: str | Path | None) -> None:
     try:
         labels = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ArchiveError(f"{file} is not JSON: {error}. Mend it first.") from error
+        raise ArchiveError(f"{file} is not JSON: {error}. Fix it first.") from error
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
         raise ArchiveError(f'{file} should look like {{"0": "Negative", …}}.')
     if model_dir is None:
@@ -287,6 +544,27 @@ def _check_labels(file: Path, model_dir: str | Path | None) -> None:
             f"{file} names the classes {sorted(labels)}, and the model has {sorted(wanted)}. "
             "Give each class of the model one label."
         )
+
+
+def read_labels(model_dir: str | Path) -> dict[int, str]:
+    """The model's own labels by class index, as transformers reads them from its config.json.
+
+    transformers leaves the labels out where they are its defaults, LABEL_0 and LABEL_1.
+
+    Raises:
+        ArchiveError: config.json is missing or cut off.
+
+    >>> from tutorial_lib.export import EMBEDDED
+    >>> read_labels(EMBEDDED)
+    {0: 'NEG', 1: 'NEU', 2: 'POS'}
+    """
+    file = Path(model_dir) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
+        return {int(index): str(label) for index, label in labels.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ArchiveError(f"{file} can't be read: {error}. Export the model again.") from error
 
 
 def _run_archiver(arguments: list[str], scratch: Path) -> None:
