@@ -1,12 +1,12 @@
-"""Builds model archives with torch-model-archiver, around its traps, and reads their manifests."""
+"""Packs model archives with torch-model-archiver, around its traps, and reads, unpacks and copies them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
@@ -14,12 +14,15 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from tutorial_lib.archive_inputs import Inputs, check, check_loads, gather, is_built_in
 from tutorial_lib.errors import ArchiveError
+from tutorial_lib.extras import extra
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
 _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".tar.gz"}
@@ -43,6 +46,8 @@ def build_archive(
     *,
     handler: str | Path,
     model_dir: str | Path | None = None,
+    model_file: str | Path | None = None,
+    serialized_file: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
     config_file: str | Path | None = None,
     requirements_file: str | Path | None = None,
@@ -50,17 +55,24 @@ def build_archive(
     version: str = "1.0",
     archive_format: ArchiveFormat = "zip-store",
 ) -> Path:
-    """Packs a handler, a model folder and the files around them into one archive.
+    """Packs a handler, a model and the files around them into one archive.
 
-    The weights become the archive's serialized file, all other files of `model_dir` extra files.
-    An archive of that name is replaced, once the new one is whole. Files are checked first: the
-    archiver takes a label map with a label too few, and the server then fails on that label.
+    A model is a folder from `export_model`, or the reader's own: weights with the Python file that defines
+    their class, TorchScript, or any file that the handler loads itself. An archive of that name is replaced,
+    once the new one is whole. The files are checked first: the archiver takes a label map with a label too
+    few, and the server then fails on that label.
 
     Args:
         name: the archive's name; the file is `<name>.mar`.
-        handler: a Python file, or the name of one of TorchServe's own ("text_classifier").
-        model_dir: a folder from `export_model`; None for a handler that needs no model.
-        extra_files: more files to put in, as index_to_name.json.
+        handler: a Python file, or the name of one of TorchServe's own ("image_classifier").
+        model_dir: a folder from `export_model`: model.safetensors becomes the serialized file, all other
+            files become extra files. None for another kind of model, or none.
+        model_file: the Python file that defines the model's class, the only class in it. TorchServe's
+            BaseHandler calls the class without arguments and loads the serialized file into it.
+        serialized_file: with a model file, its state_dict; without, TorchScript (.pt), or what the handler's
+            own `initialize` loads (.pt2, .onnx, …).
+        extra_files: more files to put in, as index_to_name.json. A folder arrives as a folder of its name, so
+            that the handler can import a package.
         config_file: per-model settings (YAML): workers, batching, the handler's own options.
         requirements_file: pip requirements; TorchServe ignores them unless its config says
             install_py_dep_per_model=true.
@@ -71,38 +83,36 @@ def build_archive(
             by 40 %). "no-archive" writes a folder.
 
     Raises:
-        ArchiveError: a file is missing or wrong, two files have one name, or the archiver failed.
+        ArchiveError: a file is missing or wrong, two files have one name, the model does not load, or the
+            archiver failed.
+        PackageMissing: the archiver is not installed.
 
     >>> build_archive("skeleton", handler="no_such_handler.py")
     Traceback (most recent call last):
     tutorial_lib.errors.ArchiveError: There is no handler file no_such_handler.py. Check the path.
     """
-    if archive_format not in _SUFFIX:
-        raise ArchiveError(f"Unknown archive format {archive_format!r}; use one of {[*_SUFFIX]}.")
-    model_files = _model_files(Path(model_dir)) if model_dir is not None else []
-    extras = [*model_files, *(Path(file) for file in extra_files)]
-    weights = next((f for f in model_files if f.name == "model.safetensors"), None)
-    _check_inputs(handler, extras, config_file, requirements_file, model_dir)
-
-    arguments = ["--model-name", name, "--version", version, "--handler", str(handler)]
-    if weights:
-        extras.remove(weights)
-        arguments += ["--serialized-file", str(weights)]
-    if extras:
-        arguments += ["--extra-files", ",".join(str(file) for file in extras)]
-    if config_file:
-        arguments += ["--config-file", str(config_file)]
-    if requirements_file:
-        arguments += ["--requirements-file", str(requirements_file)]
-    arguments += ["--archive-format", archive_format]
-
+    _check_arguments(name, archive_format)
+    inputs = gather(
+        handler,
+        model_dir=model_dir,
+        model_file=model_file,
+        serialized_file=serialized_file,
+        extra_files=extra_files,
+        config_file=config_file,
+        requirements_file=requirements_file,
+    )
+    check(inputs)
     store = Path(export_path)
     archive = store / f"{name}{_SUFFIX[archive_format]}"
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as scratch:
-            _run_archiver([*arguments, "--export-path", scratch], Path(scratch))
-            _replace(archive, Path(scratch) / archive.name)
+        with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as folder:
+            scratch = Path(folder).absolute()
+            _write(scratch / "unpacked", inputs)
+            check_loads(scratch / "unpacked", inputs)
+            options = ["--model-name", name, "--version", version, "--archive-format", archive_format]
+            _run_archiver([*options, *_file_options(inputs, scratch)], scratch)
+            _replace(archive, scratch / "out" / archive.name)
     except OSError as error:
         raise ArchiveError(
             f"The archive can't be written to {store}: {error.strerror or error}. Is it a folder "
@@ -278,19 +288,21 @@ def lay_out(
     *,
     handler: str | Path,
     model_dir: str | Path | None = None,
+    model_file: str | Path | None = None,
+    serialized_file: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
     config_file: str | Path | None = None,
 ) -> None:
     """Writes what an archive of these files would unpack to, without packing one.
 
-    The model itself is not checked, so that tests can see what a handler makes of a broken one.
+    What is in the files is not checked, so that tests can see what a handler makes of a broken model.
 
     Args:
         folder: where to; made if it is not there.
-        handler, model_dir, extra_files, config_file: as for `build_archive`.
+        handler, model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
 
     Raises:
-        ArchiveError: a file is missing.
+        ArchiveError: a file is missing, or two have one name.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -298,22 +310,15 @@ def lay_out(
     >>> sorted(file.name for file in folder.iterdir())
     ['MAR-INF', 'handler.py', 'index_to_name.json']
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [Path(file) for file in (*extra_files, config_file, handler) if file is not None]
-    if model_dir is not None:
-        files = [*sorted(Path(model_dir).iterdir()), *files]
-    for file in files:
-        if not file.exists():
-            raise ArchiveError(f"There is no file {file}. Check the path.")
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-    model = {"modelName": "model", "modelVersion": "1.0", "handler": Path(handler).name}
-    if (folder / "model.safetensors").exists():
-        model["serializedFile"] = "model.safetensors"
-    if config_file is not None:
-        model["configFile"] = Path(config_file).name
-    _write_manifest(folder, {"runtime": "python", "model": model, "archiverVersion": "0.12.0"})
+    inputs = gather(
+        handler,
+        model_dir=model_dir,
+        model_file=model_file,
+        serialized_file=serialized_file,
+        extra_files=extra_files,
+        config_file=config_file,
+    )
+    _write(Path(folder), inputs)
 
 
 def new_version(
@@ -349,7 +354,7 @@ def new_version(
     source, target = Path(source), Path(target)
     edited = [Path(file) for file in (handler, config_file, *extra_files) if file is not None]
     for file in edited:
-        if not file.is_file():
+        if not file.exists():
             raise ArchiveError(f"There is no file {file}. Check the path.")
     manifest = read_manifest(source)
     manifest["model"]["modelVersion"] = version
@@ -357,21 +362,45 @@ def new_version(
         manifest["model"]["handler"] = Path(handler).name
     if config_file is not None:
         manifest["model"]["configFile"] = Path(config_file).name
-    shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns("__pycache__"))
+    _copy(source, target)
     for file in edited:
-        (target / file.name).unlink(missing_ok=True)  # never write into a file that may be a link
-        shutil.copyfile(file, target / file.name)
+        _remove(target / file.name)  # never write into a file that may be a link
+        _copy(file, target / file.name)
     _write_manifest(target, manifest)
 
 
+def _write(folder: Path, inputs: Inputs) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in inputs.files:
+        _copy(file, folder / file.name)
+    single = {
+        "modelFile": inputs.model_file,
+        "serializedFile": inputs.serialized_file,
+        "configFile": inputs.config_file,
+        "requirementsFile": inputs.requirements_file,
+    }
+    model = {"modelName": "model", "modelVersion": "1.0", "handler": Path(inputs.handler).name}
+    model |= {key: file.name for key, file in single.items() if file is not None}
+    _write_manifest(folder, {"runtime": "python", "model": model, "archiverVersion": "0.12.0"})
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file or a folder; large files are links, in both."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        _link(str(source), str(target))
+
+
 def _link(source: str, target: str) -> None:
-    if Path(source).stat().st_size < _LARGE:
-        shutil.copyfile(source, target)
+    file = Path(source).resolve()  # a link to a link would be relative to another folder
+    if file.stat().st_size < _LARGE:
+        shutil.copyfile(file, target)
         return
     try:
-        os.link(source, target)
+        os.link(file, target)
     except OSError:  # the target is on another disk
-        Path(target).symlink_to(Path(source).resolve())
+        Path(target).symlink_to(file)
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -442,146 +471,58 @@ def _cause(error: Exception) -> str:
     return str(error)
 
 
-def _model_files(model_dir: Path) -> list[Path]:
-    if not model_dir.is_dir():
-        raise ArchiveError(f"There is no model folder {model_dir}. Make it with export_model.")
-    if not (model_dir / "config.json").is_file():
-        raise ArchiveError(f"There is no config.json in {model_dir}. Name a folder that export_model wrote.")
-    files = sorted(file for file in model_dir.iterdir() if file.is_file())
-    weights = [file for file in files if file.suffix == ".safetensors"]
-    if not weights:
+def _check_arguments(name: str, archive_format: str) -> None:
+    if archive_format not in _SUFFIX:
+        raise ArchiveError(f"Unknown archive format {archive_format!r}; use one of {[*_SUFFIX]}.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name), re.ASCII):
         raise ArchiveError(
-            f"There are no safetensors weights in {model_dir}. Export the model again: export_model "
-            "turns older formats into model.safetensors."
+            f"{name!r} can't be an archive's name. Use letters, digits, '_', '-' and '.', and begin with a "
+            "letter or a digit."
         )
-    for file in weights:
-        _check_weights(file)
-    return files
+    with extra("serving", "build_archive"):
+        import_module("model_archiver")
 
 
-def _check_weights(file: Path) -> None:
-    """Reads a safetensors file's header: its length (8 bytes, little-endian), then JSON with the tensors' places."""
-    try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("the header is cut off")
-            header = json.loads(content.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            expected, found = 8 + length + max(ends, default=0), file.stat().st_size
-        if found != expected:
-            raise ValueError(f"it has {found} bytes, and its header speaks of {expected}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error) as error:
-        raise ArchiveError(
-            f"The weights {file} are cut off or not safetensors: {error}. Export the model again."
-        ) from error
+def _file_options(inputs: Inputs, scratch: Path) -> list[str]:
+    """The archiver's options for files.
 
-
-def _check_inputs(
-    handler: str | Path,
-    extras: Sequence[Path],
-    config_file: str | Path | None,
-    requirements_file: str | Path | None,
-    model_dir: str | Path | None,
-) -> None:
-    files = [*extras, *(Path(file) for file in (config_file, requirements_file) if file)]
-    handler_file = Path(handler)
-    if handler_file.suffix.startswith(".py:"):
-        raise ArchiveError(
-            f"The archiver can't pack {handler_file}: it takes a file, not a function of it. Pass the file, "
-            "and call the function handle(data, context), which is the name that TorchServe looks for."
-        )
-    if handler_file.suffix == ".py":
-        if not handler_file.is_file():
-            raise ArchiveError(f"There is no handler file {handler_file}. Check the path.")
-        files.append(handler_file)
-    for file in files:
-        if not file.exists():
-            raise ArchiveError(f"There is no file {file}. Check the path.")
-        if "," in str(file):
-            raise ArchiveError(f"The archiver separates files by commas, and {file} has one. Rename it.")
-    _check_names(files)
-    if config_file:
-        _check_yaml(Path(config_file))
-    for file in extras:
-        if file.name == "index_to_name.json":
-            _check_labels(file, model_dir)
-
-
-def _check_names(files: Sequence[Path]) -> None:
-    """The archiver puts all files into one folder; of two with one name, one would be lost."""
-    first: dict[str, Path] = {}
-    for file in files:
-        if file.name in first:
-            raise ArchiveError(
-                f"{first[file.name]} and {file} have the same name, and an archive is one flat "
-                "folder. Rename one of them."
-            )
-        first[file.name] = file
-
-
-def _check_yaml(file: Path) -> None:
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{file} is not YAML: {error}. Fix it first.") from error
-    if not isinstance(config, dict):
-        raise ArchiveError(f"{file} has no settings (key: value). Fix it, or leave it out.")
-
-
-def _check_labels(file: Path, model_dir: str | Path | None) -> None:
-    try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArchiveError(f"{file} is not JSON: {error}. Fix it first.") from error
-    if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
-        raise ArchiveError(f'{file} should look like {{"0": "Negative", …}}.')
-    if model_dir is None:
-        return
-    wanted = {str(index) for index in read_labels(model_dir)}
-    if set(labels) != wanted:
-        raise ArchiveError(
-            f"{file} names the classes {sorted(labels)}, and the model has {sorted(wanted)}. "
-            "Give each class of the model one label."
-        )
-
-
-def read_labels(model_dir: str | Path) -> dict[int, str]:
-    """The model's own labels by class index, as transformers reads them from its config.json.
-
-    transformers leaves the labels out where they are its defaults, LABEL_0 and LABEL_1.
-
-    Raises:
-        ArchiveError: config.json is missing or cut off.
-
-    >>> from tutorial_lib.export import EMBEDDED
-    >>> read_labels(EMBEDDED)
-    {0: 'NEG', 1: 'NEU', 2: 'POS'}
+    It flattens folders among the extra files and splits their paths at commas, so they are linked into one
+    folder under their own names, which keeps both.
     """
-    file = Path(model_dir) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
-        return {int(index): str(label) for index, label in labels.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ArchiveError(f"{file} can't be read: {error}. Export the model again.") from error
+    extras = scratch / "extra"
+    extras.mkdir()
+    for file in inputs.extra_files:
+        (extras / file.name).symlink_to(file.resolve())
+    single = {
+        "--model-file": inputs.model_file,
+        "--serialized-file": inputs.serialized_file,
+        "--config-file": inputs.config_file,
+        "--requirements-file": inputs.requirements_file,
+    }
+    handler = inputs.handler if is_built_in(inputs.handler) else str(Path(inputs.handler).absolute())
+    options = ["--handler", handler]
+    for option, path in single.items():
+        options += [option, str(path.absolute())] if path is not None else []
+    return [*options, "--extra-files", extras.name] if inputs.extra_files else options
 
 
-def _run_archiver(arguments: list[str], scratch: Path) -> None:
+def _run_archiver(options: list[str], scratch: Path) -> None:
     """Runs the archiver with a temp folder of its own: it deletes `$TMPDIR/<model-name>` if it is there."""
-    temp = scratch / "tmp"
+    temp, out = scratch / "tmp", scratch / "out"
     temp.mkdir()
+    out.mkdir()
     run = subprocess.run(
-        [sys.executable, "-m", "model_archiver.model_packaging", *arguments],
+        [sys.executable, "-m", "model_archiver.model_packaging", *options, "--export-path", str(out)],
+        cwd=scratch,
         env={**os.environ, "TMPDIR": str(temp), "TEMP": str(temp), "TMP": str(temp)},
         capture_output=True,
         text=True,
     )
     if run.returncode != 0:
-        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise ArchiveError(
             f"torch-model-archiver failed (exit status {run.returncode}): {last}\n"
-            f"Its arguments: {' '.join(arguments)}"
+            f"Its options: {' '.join(options)}"
         )
 
 
@@ -589,3 +530,10 @@ def _replace(archive: Path, whole: Path) -> None:
     if archive.is_dir():
         shutil.rmtree(archive)
     whole.replace(archive)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutorial_lib import worker
+from tutorial_lib.archive import lay_out
 
 
 class HandlerAnswer(NamedTuple):
@@ -31,24 +29,31 @@ def run_handler(
     requests: Sequence[dict[str, Any]],
     *,
     model_dir: str | Path | None = None,
+    model_file: str | Path | None = None,
+    serialized_file: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
     config_file: str | Path | None = None,
     gpu_id: int | None = None,
+    envelope: str | None = None,
 ) -> list[HandlerAnswer]:
-    """Runs a batch of requests through a handler file as TorchServe's worker does, with no server.
+    """Runs a batch of requests through a handler as TorchServe's worker does, with no server.
 
-    The files are laid out as an unpacked archive, and `tutorial_lib.worker` does as the worker does.
+    The files are laid out as an unpacked archive. The handler runs in that folder, with every module of the
+    archive imported afresh, the metrics that the archive's metrics.yaml declares, and streamed answers
+    collected. The whole process is in that folder meanwhile, so run one at a time.
 
     Args:
-        handler: the Python file.
+        handler: the Python file, or the name of one of TorchServe's own ("image_classifier").
         requests: as a handler gets them, [{"body": {"input": ["a text"]}}, …].
-        model_dir, extra_files, config_file: as for `build_archive`.
+        model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
         gpu_id: the GPU that the worker would be given; None for the CPU.
+        envelope: the server's `service_envelope` setting, as "json"; None for none.
 
     Returns:
         one answer for each request.
 
     Raises:
+        ArchiveError: a file is missing, or two have one name.
         Exception: whatever the handler raises in `initialize`.
 
     >>> from tutorial_lib.export import EMBEDDED
@@ -56,50 +61,22 @@ def run_handler(
     HandlerAnswer(status=200, body=[])
     """
     with tempfile.TemporaryDirectory(prefix="handler-") as folder:
-        unpacked = Path(folder)
-        _lay_out(unpacked, Path(handler), model_dir, extra_files, config_file)
-        return _predict(unpacked, Path(handler), requests, gpu_id)
-
-
-def _lay_out(
-    folder: Path,
-    handler: Path,
-    model_dir: str | Path | None,
-    extra_files: Sequence[str | Path],
-    config_file: str | Path | None,
-) -> None:
-    files = [*Path(model_dir).iterdir()] if model_dir else []
-    files += [Path(file) for file in extra_files] + ([Path(config_file)] if config_file else [])
-    for file in files:
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(handler, folder / handler.name)
-    model: dict[str, str] = {"modelName": "model", "modelVersion": "1.0", "handler": handler.name}
-    if (folder / "model.safetensors").exists():
-        model["serializedFile"] = "model.safetensors"
-    if config_file:
-        model["configFile"] = Path(config_file).name
-    (folder / "MAR-INF").mkdir()
-    manifest = {"runtime": "python", "model": model, "archiverVersion": "0.12.0"}
-    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest), encoding="utf-8")
-
-
-def _predict(
-    folder: Path, handler: Path, requests: Sequence[dict[str, Any]], gpu_id: int | None
-) -> list[HandlerAnswer]:
-    # The worker imports the handler by its name, from the unpacked archive, in a process of its own.
-    sys.path.insert(0, str(folder))
-    earlier = sys.modules.pop(handler.stem, None)
-    importlib.invalidate_caches()
-    try:
-        service = worker.load_service(folder, "model", gpu_id=gpu_id, batch_size=len(requests))
-        batch = [worker.request(str(i), _parameters(r)) for i, r in enumerate(requests)]
-        return [_answer(reply) for reply in worker.predict(service, batch)]
-    finally:
-        sys.path.remove(str(folder))
-        sys.modules.pop(handler.stem, None)
-        if earlier is not None:
-            sys.modules[handler.stem] = earlier
+        unpacked = Path(folder).resolve()
+        lay_out(
+            unpacked,
+            handler=handler,
+            model_dir=model_dir,
+            model_file=model_file,
+            serialized_file=serialized_file,
+            extra_files=extra_files,
+            config_file=config_file,
+        )
+        with worker.in_model_folder(unpacked):
+            service = worker.load_service(
+                unpacked, "model", gpu_id=gpu_id, batch_size=len(requests), envelope=envelope
+            )
+            batch = [worker.request(str(i), _parameters(r)) for i, r in enumerate(requests)]
+            return [_answer(reply) for reply in worker.predict(service, batch)]
 
 
 def _parameters(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,13 +7,24 @@ turns what comes back, or an exception, into statuses and bodies.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
+import os
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
+
+from tutorial_lib.archive import python_files, read_manifest
+from tutorial_lib.extras import extra
+
+# What TorchServe's worker has imported before it comes to an archive: a file of that name is never used.
+_LOADED_BEFORE = {*sys.stdlib_module_names, "numpy", "packaging", "psutil", "torch", "ts", "yaml"}
 
 
 class Reply(NamedTuple):
@@ -22,14 +33,17 @@ class Reply(NamedTuple):
     Attributes:
         status: HTTP status code.
         headers: those that the handler set.
-        body: what the handler returned, encoded; empty where TorchServe answers in its stead.
-        error: what TorchServe says where the whole batch failed ("Prediction failed"); else None.
+        body: what the handler returned, encoded; empty where TorchServe answers in its place. Of a streamed
+            answer, all chunks, one after the other, as a client reads them.
+        error: TorchServe's message where the whole batch failed ("Prediction failed"); else None.
+        chunks: of a streamed answer, what came before the last part; else ().
     """
 
     status: int
     headers: dict[str, str]
     body: bytes
     error: str | None
+    chunks: tuple[bytes, ...] = ()
 
 
 class Headers(dict[str, Any]):
@@ -93,35 +107,98 @@ def on_metric(take: Callable[[Metric], None]) -> None:
     log.setLevel(logging.INFO)
 
 
-def load_service(model_dir: Path, name: str, *, gpu_id: int | None = None, batch_size: int = 1) -> Any:
-    """Imports the handler of an unpacked archive and calls its `initialize`.
+@contextlib.contextmanager
+def in_model_folder(folder: Path) -> Iterator[None]:
+    """Makes this process import and find files as the worker of an unpacked archive does.
 
-    The handler is imported by its name, so `model_dir` has to be on `sys.path`.
+    The folder is the working directory and the first place to import from, and each module of the archive is
+    imported afresh, whatever was imported under its name before. The end puts everything back. The working
+    directory is the whole process's, so use one folder at a time.
 
     Args:
-        model_dir: the folder with MAR-INF/MANIFEST.json.
+        folder: the unpacked archive.
+
+    >>> import tempfile
+    >>> from tutorial_lib.archive import lay_out
+    >>> unpacked = Path(tempfile.mkdtemp())
+    >>> lay_out(unpacked, handler="handler.py")
+    >>> with in_model_folder(unpacked):
+    ...     Path.cwd().samefile(unpacked)
+    True
+    """
+    folder = folder.resolve()
+    own = {name.partition("/")[0].removesuffix(".py") for name in python_files(folder)} - _LOADED_BEFORE
+    earlier = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in own}
+    for name in earlier:
+        del sys.modules[name]
+    working_directory = Path.cwd()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(working_directory)
+        sys.path.remove(str(folder))
+        for name, module in [*sys.modules.items()]:
+            if name.partition(".")[0] in own or _is_below(module, folder):
+                del sys.modules[name]
+        sys.modules.update(earlier)
+
+
+def _is_below(module: ModuleType, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).is_relative_to(folder)
+
+
+def load_service(
+    model_dir: Path,
+    name: str,
+    *,
+    gpu_id: int | None = None,
+    batch_size: int = 1,
+    envelope: str | None = None,
+) -> Any:
+    """Imports the handler of an unpacked archive and calls its `initialize`.
+
+    The handler is imported by its name, so `model_dir` has to be on `sys.path`, as `in_model_folder` puts it.
+    Metrics are declared by the archive's own metrics.yaml, or else by TorchServe's.
+
+    Args:
+        model_dir: the unpacked archive.
         name: what the model is served as.
         gpu_id: the GPU that `context.system_properties` names; None for the CPU.
         batch_size: how many requests can come at once.
+        envelope: TorchServe's `service_envelope`: "json", "body", "kserve", "kservev2"; None for none.
 
     Returns:
         a `ts.service.Service`.
 
     Raises:
         Exception: whatever the import or `initialize` raises.
+        PackageMissing: TorchServe is not installed.
     """
-    import ts
-    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-    from ts.model_loader import TsModelLoader
+    with extra("serving", "running a handler"):
+        import ts
+        from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+        from ts.model_loader import TsModelLoader
 
-    manifest = json.loads((model_dir / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
-    metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+    manifest = read_manifest(model_dir)
+    declared = model_dir / "metrics.yaml"
+    if not declared.is_file():
+        declared = Path(ts.__file__).parent / "configs" / "metrics.yaml"
+    metrics = MetricsCacheYamlImpl(str(declared))
     metrics.initialize_cache()
     metrics.model_name = name
     service = TsModelLoader().load(
-        name, str(model_dir), manifest["model"]["handler"], gpu_id, batch_size, metrics_cache=metrics
+        name,
+        str(model_dir),
+        manifest["model"]["handler"],
+        gpu_id,
+        batch_size,
+        envelope,
+        metrics_cache=metrics,
     )
-    service.set_cl_socket(None)
     handle = service._entry_point
 
     def handle_any_spelling(data: Any, context: Any) -> Any:
@@ -166,7 +243,26 @@ def predict(service: Any, batch: Sequence[dict[str, Any]]) -> list[Reply]:
     Raises:
         BaseException: what would end TorchServe's worker: `sys.exit`, an answer that can't be encoded.
     """
-    return _decode(bytes(service.predict(list(batch))))
+    stream = _Stream()
+    service.set_cl_socket(stream)
+    replies = _decode(bytes(service.predict(list(batch))))
+    parts = [[reply.body for reply in _decode(message)] for message in stream.messages]
+    if not parts:
+        return replies
+    streamed = []
+    for reply, chunks in zip(replies, zip(*parts, strict=True), strict=True):
+        streamed.append(reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks))
+    return streamed
+
+
+class _Stream:
+    """Stands where the worker's socket is: a handler that streams sends each part of its answers there."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    def sendall(self, message: bytes) -> None:
+        self.messages.append(bytes(message))
 
 
 def _decode(message: bytes) -> list[Reply]:
