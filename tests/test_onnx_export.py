@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT
-from tutorial_lib import ExportError, export_onnx
+from tutorial_lib import export_onnx
 from tutorial_lib.testing import HandlerAnswer, run_handler
 from tutorial_lib.texts import sample_tweets
 
@@ -81,9 +81,3 @@ def test_options_that_can_not_be_had(
 ) -> None:
     with pytest.raises(RuntimeError, match=said):
         ask(model_dir, tmp_path, **options)
-
-
-def test_a_missing_package_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutorial_lib.onnx_export.find_spec", lambda name: None if name == "onnx" else name)
-    with pytest.raises(ExportError, match=r"needs onnx\. Install: pip install 'torchserve-course\[onnx\]'"):
-        export_onnx(model_dir)
