@@ -1,21 +1,31 @@
-"""`make run`: chapters run in order, a book comes out, and a failing cell is named."""
+"""`make run`: chapters run in order, a book is built also after a failure, and the failing cell is named."""
 
 from __future__ import annotations
 
 import re
-import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from sphinx.util.inventory import InventoryFile
 
-from tests.conftest import ROOT
+import tutorial_lib
+from tests.conftest import ROOT, eventually
+
+# Their docstring is the whole documentation: a TypedDict describes an answer's fields, a plain error has no
+# behaviour of its own. Each of them is shown by the example of the function that returns or raises it.
+NEED_NO_EXAMPLE = (dict, Exception)
 
 
 def write(folder: Path, name: str, *cells: tuple[str, str], title: str = "A chapter") -> None:
+    """Writes a chapter; a cell is its tag ("" for none) and its code."""
     code = [new_code_cell(source, metadata={"tags": [tag] if tag else []}) for tag, source in cells]
     head = new_markdown_cell(f"# {title}")
     folder.mkdir(exist_ok=True)
@@ -23,75 +33,17 @@ def write(folder: Path, name: str, *cells: tuple[str, str], title: str = "A chap
     nbformat.write(new_notebook(cells=[head, *code], metadata=kernel), folder / f"{name}.ipynb")
 
 
+def command(folder: Path, *arguments: str) -> list[str]:
+    start = [sys.executable, str(ROOT / "book" / "run.py"), "--notebooks", str(folder)]
+    return [*start, "--build", str(folder.parent / "build"), "--no-reference", *arguments]
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "book" / "run.py"), "--notebooks", str(folder)]
-    return subprocess.run(
-        [*command, "--build", str(folder.parent / "build"), *arguments], capture_output=True, text=True
-    )
-
-
-def test_a_run_leaves_notebooks_a_book_and_the_predictions(tmp_path: Path) -> None:
-    chapters = tmp_path / "chapters"
-    write(chapters, "00_look", ("parameters", 'MODEL_ID = "embedded"'), ("", "print(MODEL_ID)"))
-    links = "A\n\n[c](../tutorial_lib/embedded/README.md), [file](../deploy/compose.yaml), [](00_look.ipynb)"
-    write(chapters, "01_say", ("predictions", "print('Positive 0.99')"), title=links)
-    done = run(chapters, "--model-id", "some/model")
-    assert done.returncode == 0, done.stderr
-    assert "[1/2] 00_look …" in done.stdout.splitlines()[0]  # said at its start; a chapter takes a while
-    assert "[1/2] 00_look" in done.stdout and "3 cells" in done.stdout  # one holds the parameters given
-    assert done.stdout.rstrip().endswith("Positive 0.99")
-    assert "some/model" in (tmp_path / "build/book/00_look.html").read_text()
-    book = tmp_path / "build" / "book"
-    found = re.findall(r'href="([^"#:?]+)', (book / "01_say.html").read_text())
-    assert {"tutorial_lib/embedded/README.html", "00_look.html"} <= set(found)
-    assert any(link.endswith("compose.yaml") for link in found)
-    assert [link for link in found if not (book / link).exists()] == []
-    executed = nbformat.read(tmp_path / "build/notebooks/01_say.ipynb", as_version=4)
-    assert executed.cells[1].outputs[0].text == "Positive 0.99\n"
-
-
-def test_a_link_that_leads_nowhere_is_an_error_of_the_whole_book_alone(tmp_path: Path) -> None:
-    chapters = tmp_path / "chapters"
-    write(chapters, "00_look", ("", "1"), title="Look\n\n[next](01_next.ipynb)")
-    dead = run(chapters)
-    assert dead.returncode == 1 and "01_next" in dead.stderr
-    assert run(chapters, "00").returncode == 0  # the next chapter was not asked for
-
-
-def test_the_chapters_as_committed_make_a_whole_book(tmp_path: Path) -> None:
-    executed = tmp_path / "notebooks"
-    executed.mkdir()
-    for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
-        shutil.copy(chapter, executed)
-    bind = runpy.run_path(str(ROOT / "book" / "run.py"))["bind"]
-    assert bind(executed, tmp_path / "book") == tmp_path / "book" / "index.html"
-    pages = {page.stem for page in (tmp_path / "book").glob("[0-9][0-9]_*.html")}
-    assert pages == {chapter.stem for chapter in executed.glob("[0-9][0-9]_*.ipynb")}
-
-
-def test_a_kernel_that_dies_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "chapters", "00_die", ("", "1 + 1"), ("", "import os\nos._exit(9)"))
-    done = run(tmp_path / "chapters")
-    assert done.returncode == 1
-    assert "[1/1] 00_die failed: its Python process died" in done.stderr and "os._exit(9)" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_failing_cell_stops_the_run_and_is_named(tmp_path: Path) -> None:
-    chapters = tmp_path / "chapters"
-    write(chapters, "00_fine", ("", "1 + 1"))
-    write(chapters, "01_break", ("", "ready = True"), ("", "print('before')\n1 / 0"))
-    write(chapters, "02_never", ("", "open('ran', 'w')"))
-    done = run(chapters)
-    assert done.returncode == 1
-    assert "[2/3] 01_break failed in cell [2]:" in done.stderr
-    assert "1 / 0" in done.stderr and "ZeroDivisionError: division by zero" in done.stderr
-    assert "Traceback" not in done.stderr and not (chapters / "ran").exists()
-    assert "before" in (tmp_path / "build/notebooks/01_break.ipynb").read_text()
+    return subprocess.run(command(folder, *arguments), capture_output=True, text=True)
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """What the first code cell of each executed chapter printed."""
+    """The outputs of the first cell that has some, for each executed chapter."""
     found = sorted((folder / "build/notebooks").glob("*.ipynb"))
     return {
         file.stem: next(
@@ -101,19 +53,84 @@ def outputs(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_second_run_goes_on_where_the_first_failed(tmp_path: Path) -> None:
+def test_a_run_leaves_notebooks_a_book_and_the_predictions(tmp_path: Path) -> None:
+    chapters = tmp_path / "chapters"
+    write(chapters, "00_look", ("parameters", 'MODEL_ID = "embedded"'), ("", "print(MODEL_ID)"))
+    links = (
+        "A\n\n[c](../tutorial_lib/embedded/README.md), [file](../deploy/image/serve.sh), [](00_look.ipynb)"
+    )
+    write(chapters, "01_say", ("predictions", "print('Positive 0.99')"), title=links)
+    done = run(chapters, "--model-id", "some/model")
+    assert done.returncode == 0, done.stderr
+    assert "[1/2] 00_look …" in done.stdout.splitlines()[0]  # printed at its start; a chapter takes a while
+    assert "[1/2] 00_look" in done.stdout and "3 cells" in done.stdout  # one holds the parameters given
+    assert done.stdout.rstrip().endswith("Positive 0.99")
+    assert "some/model" in (tmp_path / "build/book/00_look.html").read_text()
+    book = tmp_path / "build" / "book"
+    found = re.findall(r'href="([^"#:?]+)', (book / "01_say.html").read_text())
+    assert {"tutorial_lib/embedded/README.html", "00_look.html"} <= set(found)
+    assert any(link.endswith("serve.sh") for link in found)
+    assert [link for link in found if not (book / link).exists()] == []
+    executed = nbformat.read(tmp_path / "build/notebooks/01_say.ipynb", as_version=4)
+    assert executed.cells[1].outputs[0].text == "Positive 0.99\n"
+
+
+@pytest.mark.parametrize("link", ["01_next.ipynb", "../deploy/no_such_file"])
+def test_a_dead_link_is_reported_and_the_book_is_there(tmp_path: Path, link: str) -> None:
+    chapters = tmp_path / "chapters"
+    write(chapters, "00_look", ("", "1"), title=f"Look\n\n[next]({link})")
+    dead = run(chapters)
+    assert dead.returncode == 1 and link.removeprefix("../") in dead.stderr
+    assert "Traceback" not in dead.stderr and (tmp_path / "build/book/00_look.html").exists()
+    assert run(chapters, "00").returncode == 0  # the next chapter was not asked for
+
+
+def test_a_failed_chapter_stops_no_other_and_has_a_page_that_says_how_it_failed(tmp_path: Path) -> None:
+    chapters = tmp_path / "chapters"
+    write(chapters, "00_fine", ("", "1 + 1"), title="Fine")
+    bad = "print('before')\nraise ValueError('```no [link](x.md)\\nsecond line')"
+    write(chapters, "01_break", ("", "ready = True"), ("", bad), ("", "open('ran', 'w')"), title="Break")
+    write(chapters, "02_die", ("", "1 + 1"), ("", "import os\nos._exit(9)"), title="Die")
+    (chapters / "03_garbled.ipynb").write_text("{}")
+    write(chapters, "04_last", ("predictions", "print('Positive')"), title="Last")
+    done = run(chapters)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not (chapters / "ran").exists()
+    for said in (
+        "01_break failed in cell [2]:\n    print('before')",
+        "ValueError: ```no [link](x.md)",
+        "02_die failed in cell [2]:\n    import os\n    os._exit(9)\nIts Python process died.",
+        "03_garbled failed before its first cell:\n",
+        "2 of 5 chapters ran, 3 failed:\n  01_break in cell [2]: ValueError: ",
+    ):
+        assert said in done.stderr
+    assert "Sphinx found faults" not in done.stderr and "Positive" in done.stdout
+    book = tmp_path / "build/book"
+    index, broken = (book / "index.html").read_text(), (book / "01_break.html").read_text()
+    for title in ("Fine", "Break (failed)", "Die (failed)", "03 garbled (failed)", "Last"):
+        assert f">{title}</a>" in index
+    for shown in ("ValueError: ```no".replace("```", "` ` `"), "before", "make run", "second line"):
+        assert shown in broken
+    assert 'href="#failed-cell"' in broken and 'id="failed-cell"' in broken
+    assert "papermill" not in broken
+    assert "Its Python process died" in (book / "02_die.html").read_text()
+
+
+def test_a_second_run_repeats_only_what_failed_or_changed(tmp_path: Path) -> None:
     chapters = tmp_path / "chapters"
     now = "import time\nprint(time.time_ns())"
     write(chapters, "00_fine", ("parameters", 'MODEL_ID = "embedded"'), ("predictions", now))
-    write(chapters, "01_break", ("", now + "\n1 / 0"))
+    write(chapters, "01_break", ("", f"{now}\nimport os\nassert os.path.exists('{tmp_path / 'fixed'}')"))
+    write(chapters, "02_after", ("", now))
     assert run(chapters).returncode == 1
     first = outputs(tmp_path)
-    write(chapters, "01_break", ("", now))
+    (tmp_path / "fixed").touch()
     again = run(chapters)
     second = outputs(tmp_path)
-    assert again.returncode == 0 and second["00_fine"] == first["00_fine"]
-    assert "[1/2] 00_fine" in again.stdout and "has run, and nothing is newer" in again.stdout
+    assert again.returncode == 0, again.stderr
+    assert {name for name in first if first[name] != second[name]} == {"01_break"}
+    assert again.stdout.count("skipped: its inputs have not changed") == 2
     assert again.stdout.rstrip().splitlines()[-1] in first["00_fine"]  # predictions all the same
+    assert "(failed)" not in (tmp_path / "build/book/index.html").read_text()
     assert "ran_with" not in (chapters / "00_fine.ipynb").read_text()
 
     assert run(chapters, "01").returncode == 0  # asked for by its number, it runs
@@ -127,11 +144,93 @@ def test_a_second_run_goes_on_where_the_first_failed(tmp_path: Path) -> None:
     assert not outputs(tmp_path).items() & fourth.items()
 
 
+def test_an_input_that_changes_while_a_chapter_runs_makes_it_run_again(tmp_path: Path) -> None:
+    chapters = tmp_path / "chapters"
+    write(chapters, "00_edit", ("", "open('helper.py', 'w').close()\nimport time\nprint(time.time_ns())"))
+    assert run(chapters).returncode == 0
+    first = outputs(tmp_path)
+    assert run(chapters).returncode == 0
+    assert outputs(tmp_path) != first
+
+
+def test_an_interrupt_stops_the_run_at_once_and_leaves_no_kernel(tmp_path: Path) -> None:
+    chapters = tmp_path / "chapters"
+    wait = f"import os, time\nopen('{tmp_path / 'pid'}', 'w').write(str(os.getpid()))\ntime.sleep(300)"
+    write(chapters, "00_wait", ("", wait))
+    write(chapters, "01_never", ("", "1"))
+    running = subprocess.Popen(
+        command(chapters),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a script starts with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    pid = int(eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    running.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and time.monotonic() - started < 20
+    assert "Interrupted. `make run` goes on with the chapter" in err and "Traceback" not in err
+    assert "01_never" not in out
+    eventually(lambda: not psutil.pid_exists(pid))
+
+
 def test_chapters_can_be_chosen_and_unknown_ones_are_named(tmp_path: Path) -> None:
     chapters = tmp_path / "chapters"
-    write(chapters, "00_one", ("", "print('one')"))
+    write(chapters, "00_one", ("", "print('one')\n1 / 0"))
     write(chapters, "01_two", ("", "print('two')"))
     assert "there is no chapter 07; there are 00, 01" in run(chapters, "07").stderr
-    done = run(chapters, "--in-place", "01")
-    assert done.returncode == 0 and "[1/1] 01_two" in done.stdout
+    before = (chapters / "00_one.ipynb").read_text()
+    done = run(chapters, "--in-place")
+    assert done.returncode == 1 and "[2/2] 01_two" in done.stdout
+    assert (chapters / "00_one.ipynb").read_text() == before  # a failed chapter keeps its outputs
     assert "two" in str(nbformat.read(chapters / "01_two.ipynb", as_version=4).cells[1].outputs)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book of the chapters as they are committed."""
+    build = tmp_path_factory.mktemp("build")
+    (build / "notebooks").mkdir()
+    for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        shutil.copy(chapter, build / "notebooks")
+    code = "import sys; from pathlib import Path; from pages import build_book; b = Path(sys.argv[1]); "
+    code += "build_book(b / 'notebooks', b)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(build)], cwd=ROOT / "book", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return build / "book"
+
+
+def test_the_chapters_as_committed_make_a_whole_book(book: Path) -> None:
+    pages = {page.stem for page in book.glob("[0-9][0-9]_*.html")}
+    assert pages == {chapter.stem for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+
+
+def test_the_reference_has_every_public_name(book: Path) -> None:
+    inventory = InventoryFile.loads((book / "objects.inv").read_bytes(), uri="").data
+    names = {name for kind in ("py:class", "py:function", "py:exception") for name in inventory.get(kind, {})}
+    expected = {
+        f"{getattr(tutorial_lib, name).__module__}.{name}"
+        for name in tutorial_lib.__all__
+        if name != "__version__"
+    }
+    assert expected - names == set()
+    for extra in ("testing.run_handler", "ray_app.build_app", "pytest_plugin.torchserve"):
+        assert any(f"tutorial_lib.{extra}" in found for found in inventory.values()), extra
+
+
+def test_the_reference_has_no_path_of_this_machine(book: Path) -> None:
+    pages = [page for page in (book / "reference").glob("*.html") if str(ROOT) in page.read_text()]
+    assert pages == []
+
+
+@pytest.mark.parametrize("name", [name for name in tutorial_lib.__all__ if name != "__version__"])
+def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
+    value = getattr(tutorial_lib, name)
+    assert value.__doc__
+    if not (isinstance(value, type) and issubclass(value, NEED_NO_EXAMPLE)):
+        methods = [method.__doc__ or "" for method in vars(value).values() if callable(method)]
+        assert ">>>" in "\n".join([value.__doc__, *methods])

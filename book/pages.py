@@ -1,0 +1,122 @@
+"""Builds the HTML book from executed chapters, the pages of failed ones, and the library reference."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import nbformat
+from chapters import ROOT, ChapterFailed, load_executed
+from nbformat.v4 import new_markdown_cell
+from reference import write_reference
+
+# Pages of every book, beside the chapters; index.md lists them.
+PAGES = ("tutorial_lib/embedded/README.md", "benchmarks/results.md")
+ADVICE = (
+    "The cells below the failed one did not run. Read the traceback below the failed cell, fix its cause, "
+    "and run `make run` again: it runs this chapter and skips those that ran. The chapter's last section, "
+    "*If it failed*, lists usual causes. `make lab` opens the chapter to go through it by hand."
+)
+
+REFERENCE_PART = """
+```{toctree}
+:maxdepth: 2
+:caption: Library reference
+
+reference/index
+```
+"""
+
+
+class BookFailed(Exception):
+    """Sphinx failed or warned; the message is what Sphinx reported."""
+
+
+def build_book(
+    executed: Path,
+    build: Path,
+    *,
+    failures: Collection[ChapterFailed] = (),
+    whole: bool = True,
+    reference: bool = True,
+) -> Path:
+    """Builds one HTML book of the executed chapters; returns its first page.
+
+    Args:
+        executed: the folder of the executed chapters.
+        build: the folder that gets the book's sources, in `pages`, and the book, in `book`.
+        failures: chapters that failed; each has a page in its place that says how.
+        whole: all chapters are there, so a link that leads nowhere is an error.
+        reference: add the library reference, for which Sphinx imports the whole library.
+
+    Raises:
+        BookFailed: Sphinx failed, or warned of a page. In the second case the book is there all the same.
+    """
+    pages, book = build / "pages", build / "book"
+    for folder in (pages, book):  # a page of an earlier book would stay
+        shutil.rmtree(folder, ignore_errors=True)
+    pages.mkdir(parents=True)
+    shutil.copy(ROOT / "book/index.md", pages)
+    for picture in (ROOT / "notebooks").glob("*.svg"):
+        shutil.copy(picture, pages)
+    for path in PAGES:
+        _copy_into(pages, path)
+    for chapter in executed.glob("[0-9][0-9]_*.ipynb"):
+        _write_page(pages / chapter.name, chapter.read_text(encoding="utf-8"))
+    for failure in failures:
+        page = _failed_page(failure, executed / f"{failure.chapter}.ipynb")
+        _write_page(pages / f"{failure.chapter}.ipynb", page)
+    if reference:
+        write_reference(pages / "reference")
+        with (pages / "index.md").open("a", encoding="utf-8") as index:
+            index.write(REFERENCE_PART)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "-c", str(ROOT / "book")]
+    command += ["-d", str(build / "doctrees"), str(pages), str(book)]
+    if not whole:
+        command += ["-D", "suppress_warnings=mystnb.unknown_mime_type,myst.xref_missing"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise BookFailed(f"Sphinx found faults in the book:\n{run.stderr}")
+    return book / "index.html"
+
+
+def _write_page(page: Path, notebook: str) -> None:
+    """A chapter links to ../deploy/…; a book has no "..", so the file is copied in and the link shortened."""
+    for path in set(re.findall(r"\]\(\.\./([^)#]+)\)", notebook)):
+        if (ROOT / path).is_file():  # else Sphinx names the link
+            _copy_into(page.parent, path)
+    page.write_text(notebook.replace("](../", "]("), encoding="utf-8")
+
+
+def _copy_into(pages: Path, path: str) -> None:
+    (pages / path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / path, pages / path)
+
+
+def _failed_page(failure: ChapterFailed, executed: Path) -> str:
+    """The chapter as far as it ran, with a box below its title that says where it failed, and why."""
+    notebook = load_executed(executed)
+    if not notebook.cells:
+        notebook.cells = [new_markdown_cell(f"# {failure.chapter.replace('_', ' ')}")]
+    head = notebook.cells[0]
+    title, _, rest = head.source.partition("\n")
+    where = failure.place
+    if failure.number:
+        where = f'<a href="#failed-cell">{where}</a>'
+        notebook.cells.insert(
+            failure.index, new_markdown_cell('<a id="failed-cell"></a>\n\n**Failed here:**')
+        )
+    box = ["````{danger}", f"This chapter failed {where}.", ""]
+    box += [_code(failure.source, "python")] if failure.source else []
+    box += [_code(failure.reason, "text"), ADVICE, "````"]
+    head.source = "\n".join([f"{title} (failed)", "", *box, "", rest])
+    return str(nbformat.writes(notebook))
+
+
+def _code(text: str, language: str) -> str:
+    # The fence of the box has four backticks, and must be longer than any in the text.
+    return f"```{language}\n{text.replace('````', '```').replace('```', '` ` `')}\n```\n"
