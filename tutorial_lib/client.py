@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import logging
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, get_args
-from urllib.parse import quote
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Self, TypedDict, get_args
+from urllib.parse import quote, urlsplit
 
-import pandas as pd
 import requests
-from prometheus_client.parser import text_string_to_metric_families
+from requests.auth import AuthBase
+from requests.structures import CaseInsensitiveDict
 
 from tutorial_lib.errors import ApiError
+from tutorial_lib.extras import extra
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 TokenType = Literal["inference", "management"]
 Runtime = Literal["python", "python3", "LSP"]
@@ -23,9 +33,9 @@ Runtime = Literal["python", "python3", "LSP"]
 # (seconds to connect, seconds to wait for an answer). A worker may take responseTimeout, 120 s.
 DEFAULT_TIMEOUT = (5.0, 125.0)
 
-# TorchServe reads numbers as Java ints; for one that it can't read it takes its default, and says nothing.
-_MOST = 2**31 - 1
-_PAGE = 100  # models on a page of the list; asked for more, TorchServe gives 100
+# TorchServe reads numbers as Java ints. For a number that it can't read it silently takes its default.
+_MAXIMUM = 2**31 - 1
+_PAGE = 100  # models on a page of the list; TorchServe gives no more, whatever the limit
 
 
 class Worker(TypedDict):
@@ -97,23 +107,69 @@ class ModelPage(TypedDict):
 
 
 class Status(TypedDict):
-    """What the server did, in its own words: "Workers scaled to 2 for model: m"."""
+    """The server's message about what it did: "Workers scaled to 2 for model: m"."""
 
     status: str
 
 
+class Sample(NamedTuple):
+    """One sample of a metric.
+
+    >>> Sample("Requests2XX", {"Level": "Host"}, 3.0).value
+    3.0
+    """
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Body(NamedTuple):
+    """A request's body, ready to be sent, and its content type; None sends no content type."""
+
+    content: bytes
+    content_type: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer as it came.
+
+    Attributes:
+        status: the HTTP status code, 200 to 299.
+        headers: the answer's headers; their names are found in upper and lower case.
+        content: the body.
+
+    >>> Answer(200, {}, b'["Positive"]').value
+    ['Positive']
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes
+
+    @property
+    def value(self) -> Any:
+        """The decoded body: JSON, else text, else the bytes (see `decode`)."""
+        return decode(self.content, self.headers.get("Content-Type"))
+
+
 @dataclass
 class KeyFile:
-    """The tokens of a running server, read from the key file that it wrote.
+    """The access tokens of a running server, read from the key file that it wrote.
 
-    TorchServe keeps an API key and two tokens that expire (after 60 minutes by default). A new token
-    comes from the management address for the API key; the answer is empty, and the token is in the
+    TorchServe keeps an API key and two access tokens that expire (after 60 minutes by default). The
+    management address renews a token for the API key; the answer is empty, and the new token is in the
     file.
 
     Attributes:
         path: the server's key_file.json.
         management_address: as "http://127.0.0.1:8081".
         verify: for an https address, as for the clients.
+
+    >>> KeyFile(Path("missing/key_file.json"), "http://127.0.0.1:8081").token("inference")
+    Traceback (most recent call last):
+    tutorial_lib.errors.ApiError: NoKeyFile: key_file.json can't be read (FileNotFoundError(2, ...
     """
 
     path: Path
@@ -134,15 +190,17 @@ class KeyFile:
         Raises:
             ApiError: the server refused the API key, or does not answer.
         """
-        _send(
-            requests.Session(),
-            "GET",
-            f"{self.management_address}/token",
-            params={"type": kind},
-            headers=_bearer(self._key("API")),
-            timeout=DEFAULT_TIMEOUT,
-            verify=self.verify,
-        )
+        logger.info("The %s token has expired: %s renews it.", kind, self.management_address)
+        with _new_session(self.management_address) as session:
+            _send(
+                session,
+                "GET",
+                f"{self.management_address}/token",
+                params={"type": kind},
+                auth=_AccessToken(self._key("API")),
+                timeout=DEFAULT_TIMEOUT,
+                verify=self.verify,
+            )
         return self.token(kind)
 
     def _key(self, kind: str) -> str:
@@ -154,18 +212,68 @@ class KeyFile:
             ) from error
 
 
+class _AccessToken(AuthBase):
+    """An access token as requests' own kind of authentication, which .netrc never replaces."""
+
+    def __init__(self, token: object) -> None:
+        if not (
+            isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token
+        ):
+            raise ApiError(
+                0, "InvalidArgument", "That can't be a token. Take the one of key_file.json, as a text."
+            )
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class _Session(requests.Session):
+    """A session that keeps the access token on a redirect to the same host, and drops it on any other."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        # requests would now look into .netrc, and send what stands there in place of the token.
+        strip: bool = self.should_strip_auth(response.request.url, prepared_request.url)  # type: ignore[no-untyped-call]
+        if strip:
+            prepared_request.headers.pop("Authorization", None)
+
+
+def _new_session(address: str) -> requests.Session:
+    """A session; on loopback, one that no proxy and no .netrc of the environment has a part in."""
+    session = _Session()
+    session.trust_env = not _is_loopback(address)
+    return session
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address is this machine's own.
+
+    >>> [_is_loopback(f"http://{host}:80") for host in ("127.0.0.1", "localhost", "[::1]", "10.0.0.1")]
+    [True, True, True, False]
+    """
+    try:
+        host = (urlsplit(address).hostname or "").rstrip(".")
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return ip.is_loopback or ip.is_unspecified
+
+
 class _Client:
-    """One session to one address, with its token.
+    """One session to one address, with its access token. A client is a context manager.
 
     Args:
-        address: as "http://127.0.0.1:8080".
-        token: a token; or the server's KeyFile, and expired tokens renew themselves; or None for a
-            server with authorization off.
+        address: as "http://127.0.0.1:8080". The environment's proxies are used, but not for this machine.
+        token: an access token; or the server's KeyFile, and expired tokens renew themselves; or None for
+            a server with authorization off.
         timeout: seconds to connect, seconds to wait for an answer.
         verify: for an https address, the file of the certificates to trust; True for the system's.
 
     Raises:
-        ApiError: the address is no text, or a timeout no number of seconds.
+        ApiError: the address is no text, a timeout no number of seconds, or the token can't be one.
     """
 
     _token_type: TokenType = "inference"
@@ -179,109 +287,209 @@ class _Client:
         verify: bool | str = True,
     ) -> None:
         if not isinstance(address, str):
-            raise _wrong("address", address, 'Give a text, as "http://127.0.0.1:8080".')
+            raise _invalid_argument("address", address, 'Give a text, as "http://127.0.0.1:8080".')
         self.address = address.rstrip("/")
-        self._token = token
-        self._timeout = _two_timeouts(timeout)
+        self._key_file = token if isinstance(token, KeyFile) else None
+        self._auth = _AccessToken(token) if token and not isinstance(token, KeyFile) else None
+        self._timeout = _check_timeouts(timeout)
         self._verify = verify
-        self._session = requests.Session()
+        self._session = _new_session(self.address)
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        timeout: float | None = None,
-        headers: Mapping[str, str] | None = None,
-        **kwargs: Any,
+        self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any
     ) -> requests.Response:
         """One call; where the token turns out to be expired, a new one is fetched, once."""
-        if timeout is not None:
-            kwargs["timeout"] = (self._timeout[0], _seconds(timeout))
-        else:
-            kwargs["timeout"] = self._timeout
+        connect, answer = self._timeout
+        kwargs["timeout"] = (connect, answer if timeout is None else _check_seconds(timeout))
         kwargs["verify"] = self._verify
-        url = f"{self.address}{path}"
-        if not isinstance(self._token, KeyFile):
-            auth = _bearer(self._token) if self._token else {}
-            return _send(self._session, method, url, headers={**(headers or {}), **auth}, **kwargs)
+
+        def send(auth: _AccessToken | None) -> requests.Response:
+            return _send(self._session, method, f"{self.address}{path}", auth=auth, **kwargs)
+
+        if self._key_file is None:
+            return send(self._auth)
         try:
-            auth = _bearer(self._token.token(self._token_type))
-            return _send(self._session, method, url, headers={**(headers or {}), **auth}, **kwargs)
+            return send(_AccessToken(self._key_file.token(self._token_type)))
         except ApiError as error:
             if error.kind != "InvalidKeyException":
                 raise
-        auth = _bearer(self._token.refresh(self._token_type))
-        return _send(self._session, method, url, headers={**(headers or {}), **auth}, **kwargs)
+        return send(_AccessToken(self._key_file.refresh(self._token_type)))
 
     def close(self) -> None:
-        """Closes the session's connections."""
+        """Closes the connections; the next call opens a new one."""
         self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class InferenceClient(_Client):
     """Predictions, and whether the server is up.
 
-    >>> InferenceClient("http://127.0.0.1:1").ping()
+    >>> with InferenceClient("http://127.0.0.1:1") as client:
+    ...     client.ping()
     Traceback (most recent call last):
     tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/ping. Is the...
     """
 
     def ping(self) -> dict[str, Any]:
-        """{"status": "Healthy"} as soon as the server is up, which is before its models are."""
+        """{"status": "Healthy"} as soon as the server is up, which is before its models are.
+
+        Raises:
+            ApiError: nothing answers, or something that is not TorchServe.
+        """
         answer: dict[str, Any] = _json(self._request("GET", "/ping"))
         return answer
 
     def predict(
         self,
         model: str,
-        data: Any,
+        data: Any = None,
         *,
+        files: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         version: str | None = None,
         timeout: float | None = None,
         retries: int = 0,
     ) -> Any:
         """Sends one request to a model.
 
-        A worker, a replica or a host can be lost with a request in its hands. A prediction changes
-        nothing, so it may be asked again: `retries` times, each pause twice as long as the one before,
-        from 0.1 s to 2 s. Asked again is what may pass (no answer, a worker that died or was killed, 500,
-        502, 504, and a 503 for want of a worker), not what a handler makes of its request (4xx, a 503
-        "Prediction failed").
+        A worker, a replica or a host can be lost while it works on a request. A prediction changes
+        nothing, so it may be sent again: `retries` times, each pause twice as long as the one before,
+        from 0.1 s to 2 s. A request is sent again after what may pass (no answer, a worker that died or
+        was killed, 500, 502, 504, and a 503 for want of a worker), not after what a handler makes of its
+        request (4xx, a 503 "Prediction failed").
 
         Args:
             model: the name it is registered as.
-            data: bytes go as they are, a str as text/plain, anything else as JSON.
+            data: bytes (or a file opened with "rb") go as they are, a str as text/plain, anything else as
+                JSON; beside `files`, a dict of form fields.
+            files: multipart parts by name, as `requests` takes them: {"data": open("cat.png", "rb")}.
+            headers: more headers, such as {"X-Request-Id": "7"}; a Content-Type wins over the one of data.
             version: a version; None for the model's default one.
             timeout: seconds to wait for the answer; for each one, if there are retries.
-            retries: how often to ask again. Where this very request is what the worker dies of, each
-                retry costs another worker.
+            retries: how often to send again. If this very request kills the worker, each retry costs
+                another worker.
 
         Returns:
-            The answer's JSON, or its text where it is not JSON.
+            The answer's JSON; its text where it is not JSON; its bytes where it is neither, as a picture
+            (see `decode`).
 
         Raises:
-            ApiError: the answer is not a 2xx, or none came.
+            ApiError: an argument can't be sent, the answer is not a 2xx, or none came.
+
+        >>> InferenceClient("http://127.0.0.1:1").predict("my_model", "a", headers={"Authorization": "x"})
+        Traceback (most recent call last):
+        tutorial_lib.errors.ApiError: InvalidArgument: headers has an Authorization. Give the access token...
         """
+        return self.predict_raw(
+            model, data, files=files, headers=headers, version=version, timeout=timeout, retries=retries
+        ).value
+
+    def predict_raw(
+        self,
+        model: str,
+        data: Any = None,
+        *,
+        files: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        version: str | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+    ) -> Answer:
+        """Sends one request to a model, and gives the answer with its status, headers and bytes.
+
+        Args:
+            model, data, files, headers, version, timeout, retries: as for `predict`.
+
+        Returns:
+            The answer; its `value` is what `predict` returns.
+
+        Raises:
+            ApiError: an argument can't be sent, the answer is not a 2xx, or none came.
+
+        >>> InferenceClient("http://127.0.0.1:1").predict_raw("my_model", {1, 2})
+        Traceback (most recent call last):
+        tutorial_lib.errors.ApiError: InvalidArgument: data is {1, 2}. Give bytes, a text, or what JSON...
+        """
+        response = self._predict(model, data, files, headers, version, timeout, retries)
+        return Answer(response.status_code, response.headers, response.content)
+
+    def predict_stream(
+        self,
+        model: str,
+        data: Any = None,
+        *,
+        files: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        version: str | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        lines: bool = False,
+    ) -> Iterator[bytes]:
+        """Sends one request to a model that streams its answer, and yields the parts as they come.
+
+        The call returns when the answer begins. Leaving the iterator early (`break`, `close()`) closes the
+        connection.
+
+        Args:
+            model, data, files, headers, version: as for `predict`.
+            timeout: seconds to wait for the beginning, and then for each part.
+            retries: as for `predict`; what has begun is not sent again.
+            lines: yield whole lines, without their ends, for a handler that sends JSON lines. A part is
+                what the handler sent at once, but a proxy may cut or join parts.
+
+        Raises:
+            ApiError: an argument can't be sent, the answer is not a 2xx, none came, or the answer broke
+                off; what came before was yielded.
+
+        >>> list(InferenceClient("http://127.0.0.1:1").predict_stream("my_model", "once upon"))
+        Traceback (most recent call last):
+        tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/predictions/my...
+        """
+        response = self._predict(model, data, files, headers, version, timeout, retries, stream=True)
+        return _parts(response, lines, self._timeout[1] if timeout is None else timeout)
+
+    def _predict(
+        self,
+        model: str,
+        data: Any,
+        files: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+        version: str | None,
+        timeout: float | None,
+        retries: int,
+        stream: bool = False,
+    ) -> requests.Response:
         path = _model_path(model, version, of="predictions")
-        if isinstance(data, bytes):
-            body, headers = data, {}
-        elif isinstance(data, str):
-            body, headers = data.encode(), {"Content-Type": "text/plain; charset=utf-8"}
-        else:
-            body, headers = json.dumps(data).encode(), {"Content-Type": "application/json"}
-        for attempt in range(_whole("retries", retries, 0) + 1):
+        body = encode(data, files)
+        options: dict[str, Any] = {
+            "data": body.content,
+            "headers": _check_headers(headers, body.content_type),
+            "timeout": timeout,
+            "stream": stream,
+        }
+        pauses = [min(0.1 * 2**attempt, 2) for attempt in range(check_int("retries", retries, 0, 1000))]
+        for attempt, pause in enumerate(pauses, start=1):
             try:
-                response = self._request("POST", path, data=body, headers=headers, timeout=timeout)
-                break
+                return self._request("POST", path, **options)
             except ApiError as error:
-                if attempt == retries or not _may_pass(error):
+                if not is_retryable(error):
                     raise
-                time.sleep(min(0.1 * 2**attempt, 2))
-        try:
-            return response.json()
-        except ValueError:
-            return response.text
+                logger.info(
+                    *("%s: %s %s; retry %d of %d in %g s.", path, error.status or "", error.kind),
+                    *(attempt, retries, pause),
+                )
+                time.sleep(pause)
+        return self._request("POST", path, **options)
 
 
 class ManagementClient(_Client):
@@ -317,8 +525,8 @@ class ManagementClient(_Client):
         if isinstance(next_page_token, str) and next_page_token.isdecimal():
             next_page_token = int(next_page_token)
         params = {
-            "limit": _whole("limit", limit, 1, _PAGE),
-            "next_page_token": _whole("next_page_token", next_page_token, 0, _MOST - _PAGE),
+            "limit": check_int("limit", limit, 1, _PAGE),
+            "next_page_token": check_int("next_page_token", next_page_token, 0, _MAXIMUM - _PAGE),
         }
         page: ModelPage = _json(self._request("GET", "/models", params=params), "models")
         return page
@@ -336,7 +544,7 @@ class ManagementClient(_Client):
                 customizedMetadata. The question waits in the queue with the predictions.
         """
         if version == "all":
-            raise _wrong("version", version, "Ask describe_all for every version.")
+            raise _invalid_argument("version", version, "Ask describe_all for every version.")
         params = {"customized": "true"} if customized else {}
         response = self._request("GET", _model_path(model, version), params=params)
         answer: list[ModelDescription] = _json(response, 0)
@@ -363,7 +571,7 @@ class ManagementClient(_Client):
         wait: bool = True,
         timeout: float = 120,
     ) -> Status:
-        """Registers an archive of the server's model store (or a URL that it may load).
+        """Registers an archive of the server's model store (or a URL that the server may load).
 
         The first version of a name becomes its default one; later ones wait for `set_default`. Where
         the archive has a model-config.yaml, its minWorkers wins over `initial_workers`, and its
@@ -392,9 +600,11 @@ class ManagementClient(_Client):
         as_it_is = "://" in str(archive) or (path.is_absolute() and path.is_dir())
         url = str(archive) if as_it_is else path.name
         if not url:
-            raise _wrong("archive", archive, "Give the file name of an archive in the model store.")
+            raise _invalid_argument(
+                "archive", archive, "Give the file name of an archive in the model store."
+            )
         if runtime is not None and runtime not in get_args(Runtime):
-            raise _wrong("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
+            raise _invalid_argument("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
         numbers = {
             "batch_size": (batch_size, 1),
             "max_batch_delay": (max_batch_delay, 0),
@@ -403,9 +613,9 @@ class ManagementClient(_Client):
         }
         params = {
             "url": url,
-            "model_name": None if model is None else _part("model", model),
-            "initial_workers": _whole("initial_workers", initial_workers, 0),
-            **{k: None if n is None else _whole(k, n, least) for k, (n, least) in numbers.items()},
+            "model_name": None if model is None else quote_path("model", model),
+            "initial_workers": check_int("initial_workers", initial_workers, 0),
+            **{k: None if n is None else check_int(k, n, minimum) for k, (n, minimum) in numbers.items()},
             "handler": handler,
             "runtime": runtime,
             "s3_sse_kms": str(bool(s3_sse_kms)).lower(),
@@ -439,27 +649,27 @@ class ManagementClient(_Client):
         Raises:
             ApiError: the server refused, or `timeout` passed.
         """
-        least = _whole("min_worker", min_worker, 0)
-        most = least if max_worker is None else _whole("max_worker", max_worker, 0)
-        if most < least:
-            raise _wrong("max_worker", most, f"Give at least min_worker, which is {least}.")
-        deadline = time.monotonic() + _seconds(timeout)
-        params = {"min_worker": least, "max_worker": most}
+        minimum = check_int("min_worker", min_worker, 0)
+        maximum = minimum if max_worker is None else check_int("max_worker", max_worker, 0)
+        if maximum < minimum:
+            raise _invalid_argument("max_worker", maximum, f"Give at least min_worker, which is {minimum}.")
+        deadline = time.monotonic() + _check_seconds(timeout)
+        params = {"min_worker": minimum, "max_worker": maximum}
         response = self._request("PUT", _model_path(model, version), params=params, timeout=timeout)
         status: Status = _json(response, "status")
         while wait:
             workers = self.describe(model, version)["workers"]
             ready = sum(worker["status"] == "READY" for worker in workers)
-            if ready >= least and len(workers) <= most:
+            if ready >= minimum and len(workers) <= maximum:
                 return {"status": f"{ready} workers are READY"}
             if time.monotonic() > deadline:
-                raise ApiError(0, "Timeout", f"{ready} of {least} workers were READY after {timeout:g} s.")
+                raise ApiError(0, "Timeout", f"{ready} of {minimum} workers were READY after {timeout:g} s.")
             time.sleep(0.1)
         return status
 
     def set_default(self, model: str, version: str) -> Status:
         """Makes a version the one that /predictions/<model> answers with."""
-        path = f"{_model_path(model)}/{_part('version', version)}/set-default"
+        path = f"{_model_path(model)}/{quote_path('version', version)}/set-default"
         status: Status = _json(self._request("PUT", path), "status")
         return status
 
@@ -475,43 +685,140 @@ class ManagementClient(_Client):
 
 
 class MetricsClient(_Client):
-    """The metrics address, which speaks Prometheus' text format."""
+    """The metrics address, which answers in Prometheus' text format.
 
-    def scrape(self, name: str | None = None) -> pd.DataFrame:
-        """All samples, or those whose name starts with `name`: one row each.
+    >>> MetricsClient("http://127.0.0.1:1").samples("ts_")
+    Traceback (most recent call last):
+    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/metrics. Is the...
+    """
 
-        Returns:
-            columns name, labels (a dict), value.
+    def samples(self, name: str | None = None) -> list[Sample]:
+        """All samples, or those whose name starts with `name`.
 
         Raises:
             ApiError: nothing answers, or not with metrics; or `name` is no text. (TorchServe asks for
-                no token here.)
+                no access token here.)
         """
+        from prometheus_client.parser import text_string_to_metric_families  # half of a client's import time
+
         if not isinstance(name, str | None):
-            raise _wrong("name", name, "Give the beginning of a metric's name; None for all metrics.")
+            raise _invalid_argument("name", name, "Give the beginning of a metric's name; None for all.")
         response = self._request("GET", "/metrics")
         try:
             families = list(text_string_to_metric_families(response.text))
         except (ValueError, KeyError, IndexError) as error:
             raise _not_torchserve(response) from error
         # The parser adds _total to counters; TorchServe, and so Prometheus, names some of them without.
-        said = {re.split(r"[{\s]", line, maxsplit=1)[0] for line in response.text.splitlines()}
-        rows = [
-            {"name": exposed, "labels": dict(sample.labels), "value": sample.value}
+        names = {re.split(r"[{\s]", line, maxsplit=1)[0] for line in response.text.splitlines()}
+        return [
+            Sample(exposed, dict(sample.labels), sample.value)
             for family in families
             for sample in family.samples
-            for exposed in [sample.name if sample.name in said else sample.name.removesuffix("_total")]
+            for exposed in [sample.name if sample.name in names else sample.name.removesuffix("_total")]
             if name is None or exposed.startswith(name)
         ]
-        return pd.DataFrame(rows, columns=["name", "labels", "value"])
+
+    def scrape(self, name: str | None = None) -> pd.DataFrame:
+        """The samples as a table, one row each.
+
+        Args:
+            name: the beginning of a metric's name; None for all.
+
+        Returns:
+            columns name, labels (a dict), value.
+
+        Raises:
+            ApiError: as for `samples`.
+            PackageMissing: pandas is not installed, which the extra "load" brings.
+        """
+        with extra("load", "MetricsClient.scrape"):
+            import pandas as pd
+        return pd.DataFrame(self.samples(name), columns=[*Sample._fields])
 
 
-def _may_pass(error: ApiError) -> bool:
-    """Whether the same prediction, asked again, may be answered.
+def decode(content: bytes, content_type: str | None) -> Any:
+    """An answer's body as a Python value.
 
-    >>> _may_pass(ApiError(500, "InternalServerException", "Worker died."))
+    TorchServe sends a content type only where the handler set one. So the content type decides where there
+    is one, and the bytes decide where there is none ("application/octet-stream" says no more than none).
+
+    Returns:
+        What the JSON says; a str where the body is not JSON, or the content type is text or XML; the bytes
+        where the body is no text, or the content type is another one, as image/png.
+
+    >>> decode(b'["Positive"]', None), decode(b'["Positive"]', "text/plain"), decode(b"\\x89PNG", None)
+    (['Positive'], '["Positive"]', b'\\x89PNG')
+    """
+    header = Message()
+    header["Content-Type"] = content_type or "application/octet-stream"
+    media_type = header.get_content_type()
+    unknown = media_type == "application/octet-stream" or "/" not in (content_type or "/")
+    may_be_json = unknown or media_type.endswith("json")
+    if not (may_be_json or media_type.startswith("text/") or media_type.endswith("xml")):
+        return content
+    try:
+        text = content.decode(header.get_content_charset("utf-8"))
+    except (UnicodeDecodeError, LookupError):
+        return content
+    if may_be_json:
+        try:
+            return json.loads(text.removeprefix("\ufeff"))
+        except (ValueError, RecursionError):
+            pass
+    return content if unknown and "\0" in text else text
+
+
+def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
+    """A request's body from what `predict` takes.
+
+    Args:
+        data: bytes, a file, a str, or what JSON can hold; beside `files`, a dict of form fields.
+        files: multipart parts by name, as `requests` takes them.
+
+    Raises:
+        ApiError: the data or the files can't be sent.
+
+    >>> encode({"input": ["a"]})
+    Body(content=b'{"input": ["a"]}', content_type='application/json')
+    """
+    if files is not None:
+        return _multipart(data, files)
+    if hasattr(data, "read"):
+        data = data.read()
+    if isinstance(data, bytes | bytearray | memoryview):
+        return Body(bytes(data), None)
+    try:
+        if isinstance(data, str):
+            return Body(data.encode(), "text/plain; charset=utf-8")
+        if data is not None:
+            return Body(json.dumps(data).encode(), "application/json")
+    except (TypeError, ValueError, RecursionError):  # ValueError: half of a surrogate pair, a circle
+        pass
+    advice = 'Give bytes, a text, or what JSON can hold (of an array, .tolist()); b"" sends an empty body.'
+    raise _invalid_argument("data", data, advice)
+
+
+def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
+    """Read and encoded once, so that a second attempt sends the same."""
+    if data is not None and not isinstance(data, Mapping):
+        raise _invalid_argument("data", data, "Beside files, give a dict of form fields.")
+    try:
+        if not files or None in files.values():  # requests would silently leave them out
+            raise ValueError
+        request = requests.Request("POST", "http://localhost", data=data, files=files).prepare()
+        assert isinstance(request.body, bytes)
+        return Body(request.body, request.headers["Content-Type"])
+    except (TypeError, ValueError, AttributeError, OSError) as error:
+        advice = 'Give at least one part, as {"data": open(path, "rb")} or {"data": b"…"}.'
+        raise _invalid_argument("files", files, advice) from error
+
+
+def is_retryable(error: ApiError) -> bool:
+    """Whether the same prediction, sent again, may be answered.
+
+    >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
     True
-    >>> _may_pass(ApiError(503, "InternalServerException", "Prediction failed"))
+    >>> is_retryable(ApiError(503, "InternalServerException", "Prediction failed"))
     False
     """
     if error.status == 503:
@@ -541,77 +848,119 @@ def _not_torchserve(response: requests.Response) -> ApiError:
 
 
 def _model_path(model: str, version: str | None = None, of: str = "models") -> str:
-    path = f"/{of}/{_part('model', model)}"
-    return path if version is None else f"{path}/{_part('version', version)}"
+    path = f"/{of}/{quote_path('model', model)}"
+    return path if version is None else f"{path}/{quote_path('version', version)}"
 
 
-def _part(what: str, value: str) -> str:
-    """A name or version as a part of a URL's path.
+def quote_path(what: str, value: str) -> str:
+    """A name or version, quoted as one part of a URL's path.
 
-    TorchServe registers "a/b", and can then neither describe nor remove it; an empty name or ".." would
-    make it another call's URL.
+    An empty name or ".." would change the endpoint. TorchServe registers "a/b", and can then neither
+    describe nor remove it.
+
+    >>> quote_path("model", "a b")
+    'a%20b'
     """
     try:
         if isinstance(value, str) and value.strip(".") and "/" not in value:
             return quote(value, safe="")
     except UnicodeEncodeError:  # half of a surrogate pair
         pass
-    raise _wrong(what, value, 'Give a text that is not empty, has no "/", and is more than dots.')
+    raise _invalid_argument(what, value, 'Give a text that is not empty, has no "/", and is more than dots.')
 
 
-def _whole(what: str, value: object, least: int, most: int = _MOST) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+def check_int(what: str, value: object, minimum: int, maximum: int = _MAXIMUM) -> int:
+    """The value, where it is a whole number in this range.
+
+    >>> check_int("limit", 0, 1, 100)
+    Traceback (most recent call last):
+    tutorial_lib.errors.ApiError: InvalidArgument: limit is 0. Give a whole number from 1 to 100.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
         return value
-    raise _wrong(what, value, f"Give a whole number from {least} to {most}.")
+    raise _invalid_argument(what, value, f"Give a whole number from {minimum} to {maximum}.")
 
 
-def _two_timeouts(timeout: tuple[float, float]) -> tuple[float, float]:
+def _check_timeouts(timeout: tuple[float, float]) -> tuple[float, float]:
     try:
         connect, answer = timeout
     except (TypeError, ValueError):
         advice = "Give two numbers: seconds to connect, and seconds to wait for an answer."
-        raise _wrong("timeout", timeout, advice) from None
-    return _seconds(connect), _seconds(answer)
+        raise _invalid_argument("timeout", timeout, advice) from None
+    return _check_seconds(connect), _check_seconds(answer)
 
 
-def _seconds(timeout: float) -> float:
+def _check_seconds(timeout: float) -> float:
     try:
         if 0 < timeout < 1e6:
             return float(timeout)
     except TypeError:
         pass
-    raise _wrong("timeout", timeout, "Give a number of seconds above 0, a million at most.")
+    raise _invalid_argument("timeout", timeout, "Give a number of seconds above 0, a million at most.")
 
 
-def _wrong(what: str, value: object, advice: str) -> ApiError:
+def _check_headers(headers: Mapping[str, str] | None, content_type: str | None) -> Mapping[str, str]:
+    """The headers to send: the caller's win over the content type of the data."""
+    checked = CaseInsensitiveDict({"Content-Type": content_type} if content_type else {})
+    try:
+        given = dict(headers or {})
+        if not all(isinstance(text, str) for pair in given.items() for text in pair):
+            raise TypeError
+    except (TypeError, ValueError):
+        advice = 'Give names and values as texts, as {"X-Request-Id": "7"}.'
+        raise _invalid_argument("headers", headers, advice) from None
+    checked.update(given)
+    if "Authorization" in checked:
+        advice = "Give the access token with token= when you make the client."
+        raise ApiError(0, "InvalidArgument", f"headers has an Authorization. {advice}")
+    return checked
+
+
+def _invalid_argument(what: str, value: object, advice: str) -> ApiError:
     return ApiError(0, "InvalidArgument", f"{what} is {value!r:.100}. {advice}")
-
-
-def _bearer(token: object) -> dict[str, str]:
-    if not (isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token):
-        raise ApiError(
-            0, "InvalidArgument", "That can't be a token. Take the one of key_file.json, as a text."
-        )
-    return {"Authorization": f"Bearer {token}"}
 
 
 def _send(session: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
     """One HTTP call; anything but a 2xx, and no answer at all, is an ApiError."""
     try:
         response = session.request(method, url, **kwargs)
-    except requests.Timeout as error:
-        raise ApiError(0, "Timeout", f"No answer from {url} within {kwargs['timeout'][1]:g} s.") from error
-    except requests.exceptions.SSLError as error:
-        raise ApiError(0, "SSLError", f"{url} was not asked: {error.args[0]}") from error
-    except requests.ConnectionError as error:
-        raise ApiError(0, "ConnectionError", f"Nothing answers at {url}.") from error
+        if response.ok:
+            return response
+        raise error_answer(response.status_code, response.content, response.reason)
     except (OSError, ValueError) as error:  # OSError: a RequestException, or no file of certificates
-        raise ApiError(0, "InvalidRequest", f"{url} can't be asked: {error}.") from error
-    if response.ok:
-        return response
+        raise _no_answer(error, url, kwargs["timeout"][1]) from error
+
+
+def _parts(response: requests.Response, lines: bool, timeout: float) -> Iterator[bytes]:
+    with response:  # also where the caller leaves early
+        try:
+            # chunk_size=None: each chunk as it comes, however short
+            yield from response.iter_lines(None) if lines else response.iter_content(None)
+        except OSError as error:
+            raise _no_answer(error, response.url, timeout) from error
+
+
+def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
+    """The error in an answer that is not a 2xx: TorchServe's JSON, or whatever else came.
+
+    >>> error_answer(404, b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: m"}')
+    ApiError('404 ModelNotFoundException: Model not found: m. Is the name right, ...')
+    """
     try:
-        said = response.json()
-        kind, message = str(said["type"]), str(said["message"])
-    except (ValueError, KeyError, TypeError):
-        kind, message = response.reason or "Error", response.text.strip()
-    raise ApiError(response.status_code, kind, message)
+        answer = json.loads(content)
+        return ApiError(status, str(answer["type"]), str(answer["message"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ApiError(status, reason or "Error", content.decode(errors="replace").strip())
+
+
+def _no_answer(error: OSError | ValueError, url: str, timeout: float) -> ApiError:
+    # While requests reads a body, its ConnectionError is a timeout too.
+    if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
+        return ApiError(0, "Timeout", f"No answer from {url} within {timeout:g} s.")
+    if isinstance(error, requests.exceptions.SSLError):
+        return ApiError(0, "SSLError", f"{url} was not asked: {error.args[0]}")
+    if isinstance(error, requests.exceptions.ChunkedEncodingError | requests.exceptions.ContentDecodingError):
+        return ApiError(0, "ConnectionError", f"The answer from {url} broke off.")
+    if isinstance(error, requests.ConnectionError):
+        return ApiError(0, "ConnectionError", f"Nothing answers at {url}.")
+    return ApiError(0, "InvalidRequest", f"{url} can't be asked: {error}.")

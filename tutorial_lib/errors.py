@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 
 class TutorialError(Exception):
     """The parent of all errors raised on purpose by tutorial_lib.
@@ -19,7 +22,7 @@ class PackageMissing(TutorialError, ImportError):
     """A package is not installed that only a part of this library needs.
 
     >>> print(PackageMissing("load_test", "aiohttp", "torchserve-course[load]"))
-    load_test needs the package aiohttp, which is not installed. Install it: pip install 'torchserve-course[load]'
+    load_test needs the package aiohttp, which is not installed. Install it: pip install ...
     """
 
     def __init__(self, what: str, package: str, requirement: str) -> None:
@@ -110,7 +113,7 @@ class EngineNotFound(TutorialError):
         if tried:
             message = "No container engine works here. " + " ".join(tried)
         elif wanted:
-            message = f"CONTAINER_ENGINE is {wanted!r}, and no such program is on PATH. Unset it, or mend it."
+            message = f"CONTAINER_ENGINE is {wanted!r}, and no such program is on PATH. Unset it, or fix it."
         else:
             message = (
                 "No podman and no docker was found on PATH. "
@@ -123,7 +126,7 @@ class EngineError(TutorialError):
     """A command of the container engine failed.
 
     Attributes:
-        said: what it printed, its last lines.
+        said: the last lines of its output.
     """
 
     def __init__(self, command: str, said: str) -> None:
@@ -167,92 +170,162 @@ class OutOfMemory(TutorialError):
 
 
 class ApiError(TutorialError):
-    """The server answered a call with an error.
+    """The server answered a call with an error, or no answer came.
 
     Attributes:
         status: HTTP status code; 0 where no answer came at all.
         kind: TorchServe's name of the error ("InvalidKeyException", …).
-        message: what the server said.
+        message: the server's message.
+
+    >>> ApiError(409, "ConflictStatusException", "Model version 1.0 is already registered")
+    ApiError('409 ConflictStatusException: ... That version is there already: unregister it first, ...')
     """
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message
-        said = ": ".join(part for part in (f"{status} {kind}" if status else kind, message) if part)
-        super().__init__(f"{said.rstrip('.')}. {_advice(status, kind, message)}".rstrip())
+        what = ": ".join(part for part in (f"{status} {kind}" if status else kind, message) if part)
+        super().__init__(f"{what.rstrip('.')}. {_advice(status, kind, message)}".rstrip())
+
+
+class _Advice(NamedTuple):
+    """What to do about an answer; a column that is None or "" matches every answer."""
+
+    advice: str
+    status: int | None = None
+    kind: str = ""  # regular expressions, searched for whatever the case
+    message: str = ""
+
+
+# The first row that matches wins. TorchServe 0.12.0 was seen to give these statuses and messages.
+_ADVICE = (
+    _Advice(
+        "The access token is missing, wrong or expired: take the current one from key_file.json "
+        "(server.token(…) does), and send it as 'Authorization: Bearer …'.",
+        kind="^InvalidKeyException$",
+    ),
+    _Advice("", kind="^InvalidArgument$"),  # the message says what to give
+    _Advice("Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.", status=401),
+    _Advice(
+        "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg says "
+        "whether it did. TorchServe starts the worker again: try again, as predict(…, retries=1) does, and "
+        "if workers are killed again, use fewer workers, a smaller batch, or a smaller model.",
+        status=507,
+        message="died",
+    ),
+    _Advice(
+        "The certificate is not trusted, or not for this address: give the client verify=, the file "
+        "of the server's certificate or of the authority that signed it.",
+        kind="^SSLError$",
+    ),
+    _Advice(
+        "Use an archive of the model store, or allow that address with config={'allowed_urls': …}.",
+        message="allowed URL",
+    ),
+    _Advice(
+        "Its worker died while it loaded the model: the first traceback in the model log is the cause. "
+        "Unregister that version, fix it, and register it again.",
+        message="Failed to start workers",
+    ),
+    _Advice(
+        "The handler must return a list with exactly one plain item for each request of the batch.",
+        message="number of batch response mismatched|Invalid model predict output",
+    ),
+    _Advice(
+        "The worker ran out of memory: use fewer workers, a smaller batch, or a smaller model.", status=507
+    ),
+    _Advice(
+        "Was the name or the version too long? A whole URL may have 4,096 characters.",
+        message=r"^Invalid HTTP message\.$",
+    ),
+    _Advice(
+        "Is that a whole archive, and may the server read it? Build it again with build_archive.",
+        kind="^(InvalidModelException|DownloadArchiveException)$",
+    ),
+    _Advice(
+        "Is that a whole archive, and may the server read it? Build it again with build_archive.",
+        message="Failed to save model",
+    ),
+    _Advice(
+        "The URL must end in the name of an archive that the model store does not have yet.",
+        message="Model file already exists",
+    ),
+    _Advice(
+        "No such archive is in the server's model store: build it there, and give its file name.",
+        status=404,
+        message="not found at|allowed in url|empty url",
+    ),
+    _Advice(
+        "management.describe_all(…) lists the versions of a model.",
+        status=404,
+        kind="^ModelVersionNotFoundException$",
+    ),
+    _Advice(
+        "Is it the right address? Inference, management and metrics have one each.",
+        status=404,
+        kind="^ResourceNotFoundException$",
+    ),
+    _Advice(
+        "Make another version the default one first, with management.set_default(…).",
+        status=403,
+        message="default version",
+    ),
+    _Advice(
+        "Is the name right, and is the model registered? management.list_models() lists them.", status=404
+    ),
+    _Advice("Registering is off by default: start the server with model_api=True.", status=405),
+    _Advice("That version is there already: unregister it first, or register another version.", status=409),
+    _Advice("Send less in one request, or raise max_request_size (bytes) with config={…}.", status=413),
+    _Advice(
+        "The worker crashed or took longer than responseTimeout; TorchServe starts it again. "
+        "Try again, as predict(…, retries=1) does; server.log_tail() shows the cause.",
+        status=500,
+        message="died",
+    ),
+    _Advice(
+        "No worker is there to answer, or the queue is full: management.describe(…) says which. "
+        "Scale the model to at least one; or try again in a moment, send less at once, or raise "
+        "jobQueueSize or the workers.",
+        status=503,
+        message="no worker",  # TorchServe gives this message for a full queue too
+    ),
+    _Advice("The handler failed: the first traceback in the model log says where.", status=503),
+    _Advice("Is the server running, and is that its address?", status=0),
+)
 
 
 def _advice(status: int, kind: str, message: str) -> str:
-    """What to do about an error answer; the statuses are those TorchServe 0.12.0 was seen to give.
-
-    >>> _advice(404, "ModelNotFoundException", "Model not found: m")
-    'Is the name right, and is the model registered? management.list_models() lists them.'
-    """
-    if kind == "InvalidKeyException":
-        return (
-            "The token is missing, wrong or expired: take the current one from key_file.json "
-            "(server.token(…) does), and send it as 'Authorization: Bearer …'."
-        )
-    if status == 401:
-        return "Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'."
-    if status == 507 and "died" in message.lower():
-        return (
-            "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg says "
-            "whether it did. TorchServe starts it anew: try again, as predict(…, retries=1) does, and if "
-            "it goes on, use fewer workers, a smaller batch, or a smaller model."
-        )
-    if kind == "SSLError":
-        return (
-            "The certificate is not trusted, or not for this address: give the client verify=, the file "
-            "of the server's certificate or of the authority that signed it."
-        )
-    if "allowed URL" in message:
-        return "Use an archive of the model store, or allow that address with config={'allowed_urls': …}."
-    if "Failed to start workers" in message:
-        return (
-            "Its worker died while it loaded the model: the first traceback in the model log is the cause. "
-            "Unregister that version, mend it, and register it again."
-        )
-    if "number of batch response mismatched" in message or "Invalid model predict output" in message:
-        return "The handler must return a list with exactly one plain item for each request of the batch."
-    if status == 507:
-        return "The worker ran out of memory: use fewer workers, a smaller batch, or a smaller model."
-    if kind == "InvalidArgument":
-        return ""  # the message says what to give
-    if message == "Invalid HTTP message.":
-        return "Was the name or the version too long? A whole URL may have 4,096 characters."
-    if kind in ("InvalidModelException", "DownloadArchiveException") or "Failed to save model" in message:
-        return "Is that a whole archive, and may the server read it? Build it anew with build_archive."
-    if "Model file already exists" in message:
-        return "The URL must end in the name of an archive that the model store does not have yet."
-    if status == 404 and ("not found at" in message or "allowed in url" in message or "empty url" in message):
-        return "No such archive is in the server's model store: build it there, and give its file name."
-    if status == 404 and kind == "ModelVersionNotFoundException":
-        return "management.describe_all(…) lists the versions of a model."
-    if status == 404 and kind == "ResourceNotFoundException":
-        return "Is it the right address? Inference, management and metrics have one each."
-    if status == 403 and "default version" in message:
-        return "Make another version the default one first, with management.set_default(…)."
-    if status == 404:
-        return "Is the name right, and is the model registered? management.list_models() lists them."
-    if status == 405:
-        return "Registering is off by default: start the server with model_api=True."
-    if status == 409:
-        return "That version is there already: unregister it first, or register another version."
-    if status == 413:
-        return "Send less in one request, or raise max_request_size (bytes) with config={…}."
-    if status == 500 and "died" in message.lower():
-        return (
-            "The worker crashed or took longer than responseTimeout; TorchServe starts it anew. "
-            "Try again, as predict(…, retries=1) does; server.log_tail() shows the cause."
-        )
-    if status == 503 and "no worker" in message.lower():  # it says so for a full queue too
-        return (
-            "No worker is there to answer, or the queue is full: management.describe(…) says which. "
-            "Scale the model to at least one; or try again in a moment, send less at once, or raise "
-            "jobQueueSize or the workers."
-        )
-    if status == 503:
-        return "The handler failed: the first traceback in the model log says where."
-    if status == 0:
-        return "Is the server running, and is that its address?"
+    """What to do about an error answer; "" where no row matches."""
+    for row in _ADVICE:
+        if (
+            row.status in (None, status)
+            and re.search(row.kind, kind, re.IGNORECASE)
+            and re.search(row.message, message, re.IGNORECASE)
+        ):
+            return row.advice
     return ""
+
+
+# What well-known lines of a server's log mean; the first row whose line is in the log wins.
+_LOG_HINTS = {
+    "Address already in use": "One of its ports is taken.",
+    "UnsupportedClassVersionError": "Its Java is too old: 11 or newer is needed.",
+    "java not found": "It found no Java: check JAVA_HOME.",
+    "No such file or directory: 'java'": "It found no Java: check JAVA_HOME.",
+    "ModuleNotFoundError": "A Python package is missing in the environment that runs TorchServe.",
+    "Permission denied": "It may not write or read one of its files.",
+}
+
+
+def hint_for_log(log: str) -> str:
+    """What to do about a server that failed, from the well-known lines of its log.
+
+    Args:
+        log: the last lines of the log.
+
+    Returns:
+        A sentence; "" where no well-known line is in the log.
+
+    >>> hint_for_log("java.net.BindException: Address already in use")
+    'One of its ports is taken.'
+    """
+    return next((hint for line, hint in _LOG_HINTS.items() if line in log), "")
