@@ -13,35 +13,44 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import count, cycle
-from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-import pandas as pd
-from tqdm.auto import tqdm
+from tutorial_lib.client import Body, encode, error_answer, quote_path
+from tutorial_lib.errors import ApiError
+from tutorial_lib.extras import extra
 
-from tutorial_lib.errors import ApiError, TutorialError
-from tutorial_lib.server import TorchServe
+with extra("load", "load_test"):
+    import aiohttp
+    import numpy as np
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from tutorial_lib.model_server import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
 COLUMNS = (
     *("mode", "clients", "rate", "requests_per_s", "texts_per_s", *PERCENTILES),
     *("requests", "errors", "wrong", "outcomes", "client_cpu"),
 )
-_MOST_CONNECTIONS = 500  # of an open loop; a process may often have no more than 1,024 files open
+_MAXIMUM_CONNECTIONS = 500  # of an open loop; a process may often have no more than 1,024 files open
 
 
 def as_input(texts: list[str]) -> object:
-    """The body that this course's handler takes: {"input": ["a text", …]}."""
+    """The body that this course's handler takes.
+
+    >>> as_input(["a text"])
+    {'input': ['a text']}
+    """
     return {"input": texts}
 
 
 def load_test(
-    server: TorchServe | str,
-    texts: Sequence[str],
+    server: ModelServer | str,
+    texts: Sequence[Any],
     *,
     labels: Sequence[str] | None = None,
     concurrency: int | Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
@@ -51,21 +60,21 @@ def load_test(
     texts_per_request: int = 1,
     model: str = "my_model",
     headers: Mapping[str, str] | None = None,
-    body: Callable[[list[str]], object] = as_input,
+    body: Callable[[list[Any]], object] = as_input,
     timeout: float = 30,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Puts a server under load, checks every answer, and measures.
 
     Closed loop (`concurrency`): so many clients, each sending its next request when it has its answer.
-    A slow server slows its clients down, so this shows the most it can do, not how long people wait.
+    A slow server slows its clients down, so this shows the server's highest rate, not how long people wait.
     Open loop (`rate`): requests are sent at a fixed rate, whatever the server does, and time counts
-    from when a request was due. What queues, also in this client, is seen. (Schroeder et al., "Open
-    versus closed: a cautionary tale", NSDI 2006.)
+    from when a request was due, so waiting in a queue counts too, also in this client's. (Schroeder et
+    al., "Open versus closed: a cautionary tale", NSDI 2006.)
 
     Args:
-        server: a running `TorchServe`, or the whole URL that requests are posted to.
-        texts: sent in this order, again and again.
+        server: a running `TorchServe` or `Container`, or the whole URL that requests are posted to.
+        texts: sent in this order, again and again; anything that `body` takes, as pictures.
         labels: the right answer to each text; None to ask the server itself first, one request at a
             time, which finds answers that load changes or swaps, but not a model that is wrong.
         concurrency: numbers of clients, one row each.
@@ -73,9 +82,10 @@ def load_test(
         duration: seconds measured for each row.
         warmup: seconds of the same load before, not measured.
         texts_per_request: how many texts go into one request.
-        model: the model's name, where `server` is a `TorchServe`.
-        headers: more headers, as {"Authorization": …} for a URL that wants a token.
-        body: makes a request's JSON from its texts.
+        model: the model's name, where `server` is not a URL.
+        headers: more headers, as {"Authorization": …} for a URL that wants an access token.
+        body: makes a request's body from its texts: bytes go as they are, a str as text/plain, a `Body` (as
+            `client.encode(files=…)` makes one of multipart files) with its content type, all else as JSON.
         timeout: seconds after which a request counts as an error.
         progress: show a progress bar; None for where a person watches (a terminal).
 
@@ -84,22 +94,20 @@ def load_test(
         p50_ms, p90_ms, p99_ms, p99_9_ms: how long right answers took, in milliseconds. requests: all
         that ended after the warm-up. errors: no answer, or not a 200. wrong: a 200 with other labels.
         outcomes: how many were "right", "wrong", "503", "TimeoutError", … client_cpu: how much of one
-        core this client used; near 1.0 it, and not the server, is what was measured.
+        core this client used; near 1.0 the client, and not the server, was the bottleneck.
 
         The client itself costs 0.11 to 0.15 ms of CPU a request; `own_cost()` measures it.
 
     Raises:
-        ApiError: the server does not answer the first request with a 200.
-        TutorialError: aiohttp is not installed.
+        ApiError: the server does not answer the first request with a 200, or a body can't be sent.
         ValueError: no texts, not one label for each text, or a number that is not positive.
 
     >>> load_test("http://127.0.0.1:1/predict", ["great day"])
     Traceback (most recent call last):
     tutorial_lib.errors.ApiError: ClientConnectorError: Nothing answers at http://127.0.0.1:1/predict...
     """
-    _need_aiohttp()
     levels = _levels(concurrency, rate)
-    _check(texts, labels, duration=duration, texts_per_request=texts_per_request, timeout=timeout)
+    _check_arguments(texts, labels, duration=duration, texts_per_request=texts_per_request, timeout=timeout)
     jobs = _jobs(texts, labels, texts_per_request, body)
 
     def sender(connections: int) -> _Sender:  # a new one for each row, with the token as it is then
@@ -107,12 +115,12 @@ def load_test(
 
     async def run() -> list[dict[str, Any]]:
         async with sender(1) as first:
-            await first.learn(jobs if labels is None else jobs[:1], keep=labels is None)
+            await first.record_expected(jobs if labels is None else jobs[:1], keep=labels is None)
         rows = []
         with _bar(len(levels) * (warmup + duration), progress) as bar:
             for level in levels:
                 bar.set_description(str(level))
-                async with sender(level.clients or _MOST_CONNECTIONS) as one:
+                async with sender(level.clients or _MAXIMUM_CONNECTIONS) as one:
                     rows.append(await _measure(one, level, cycle(jobs), warmup, duration, bar))
         return rows
 
@@ -136,7 +144,7 @@ class _Level(NamedTuple):
 class _Job:
     """A request's body and its right answer."""
 
-    body: bytes
+    body: Body
     answer: object
 
 
@@ -151,12 +159,11 @@ class _Sender:
     notes: list[tuple[float, float, str]] = field(default_factory=list)
 
     async def __aenter__(self) -> _Sender:
-        import aiohttp
-
         self._failures = (OSError, aiohttp.ClientError)  # TimeoutError is an OSError
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self.connections),
-            headers={"Content-Type": "application/json", **self.headers},
+            headers=self.headers,
+            skip_auto_headers=["Content-Type"],
             timeout=aiohttp.ClientTimeout(total=self.timeout),
         )
         return self
@@ -164,26 +171,32 @@ class _Sender:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
+    def _post(self, job: _Job) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        headers = {}
+        if job.body.content_type and "Content-Type" not in self._session.headers:  # the caller's wins
+            headers["Content-Type"] = job.body.content_type
+        return self._session.post(self.url, data=job.body.content, headers=headers)
+
     async def send(self, job: _Job, due: float) -> None:
         try:
-            async with self._session.post(self.url, data=job.body) as response:
-                outcome = _judge(response.status, await response.read(), job.answer)
+            async with self._post(job) as response:
+                outcome = _check(response.status, await response.read(), job.answer)
         except self._failures as error:
             outcome = type(error).__name__
         self.notes.append((due, time.perf_counter(), outcome))
 
-    async def learn(self, jobs: Sequence[_Job], *, keep: bool) -> None:
+    async def record_expected(self, jobs: Sequence[_Job], *, keep: bool) -> None:
         """Sends each job once, to know that the server answers, and (keep) what."""
         for job in jobs:
             try:
-                async with self._session.post(self.url, data=job.body) as response:
-                    status, said = response.status, await response.read()
+                async with self._post(job) as response:
+                    status, content = response.status, await response.read()
             except self._failures as error:
                 raise ApiError(0, type(error).__name__, f"Nothing answers at {self.url}.") from error
             if status != 200:
-                raise _api_error(status, said)
+                raise error_answer(status, content)
             if keep:
-                job.answer = _json(said)
+                job.answer = _json(content)
 
 
 async def _measure(
@@ -200,7 +213,7 @@ async def _measure(
     await _sleep_until(end, bar)
     cpu = time.process_time() - cpu
     await load
-    return {**level._asdict(), "client_cpu": cpu / duration, **_figures(sender.notes, start, end)}
+    return {**level._asdict(), "client_cpu": cpu / duration, **_summarize(sender.notes, start, end)}
 
 
 async def _sleep_until(then: float, bar: tqdm[Any]) -> None:
@@ -230,7 +243,7 @@ async def _open_loop(sender: _Sender, jobs: Iterator[_Job], rate: float, end: fl
             waiting.create_task(sender.send(next(jobs), due))
 
 
-def _figures(notes: list[tuple[float, float, str]], start: float, end: float) -> dict[str, Any]:
+def _summarize(notes: list[tuple[float, float, str]], start: float, end: float) -> dict[str, Any]:
     """Throughput is what ended inside the window; errors and waiting times, also what ended after it."""
     ended = [note for note in notes if note[1] >= start]
     outcomes = Counter(outcome for _, _, outcome in ended)
@@ -246,50 +259,44 @@ def _figures(notes: list[tuple[float, float, str]], start: float, end: float) ->
     }
 
 
-def _judge(status: int, said: bytes, answer: object) -> str:
+def _check(status: int, content: bytes, answer: object) -> str:
     if status != 200:
         return str(status)
-    return "right" if _json(said) == answer else "wrong"
+    return "right" if _json(content) == answer else "wrong"
 
 
-def _json(said: bytes) -> object:
+def _json(content: bytes) -> object:
     try:
-        answer: object = json.loads(said)
+        answer: object = json.loads(content)
     except ValueError:
-        return said
+        return content
     return answer
 
 
-def _api_error(status: int, said: bytes) -> ApiError:
-    try:
-        answer = json.loads(said)
-        return ApiError(status, str(answer["type"]), str(answer["message"]))
-    except (ValueError, KeyError, TypeError):
-        return ApiError(status, "Error", said.decode(errors="replace").strip())
-
-
 def _jobs(
-    texts: Sequence[str],
+    texts: Sequence[Any],
     labels: Sequence[str] | None,
     size: int,
-    body: Callable[[list[str]], object],
+    body: Callable[[list[Any]], object],
 ) -> list[_Job]:
     """The requests, ready to be sent: encoding them is no part of what is measured."""
     jobs = []
     for start in range(0, len(texts), size):
         some = [i % len(texts) for i in range(start, start + size)]
         answer = [labels[i] for i in some] if labels is not None else None
-        jobs.append(_Job(json.dumps(body([texts[i] for i in some])).encode(), answer))
+        made = body([texts[i] for i in some])
+        jobs.append(_Job(made if isinstance(made, Body) else encode(made), answer))
     return jobs
 
 
 def _address(
-    server: TorchServe | str, model: str, headers: Mapping[str, str] | None
+    server: ModelServer | str, model: str, headers: Mapping[str, str] | None
 ) -> tuple[str, Mapping[str, str]]:
     if isinstance(server, str):
         return server, headers or {}
     bearer = {"Authorization": f"Bearer {server.token('inference')}"} if server.token_auth else {}
-    return f"{server.inference_address}/predictions/{quote(model, safe='')}", {**bearer, **(headers or {})}
+    url = f"{server.inference_address}/predictions/{quote_path('model', model)}"
+    return url, {**bearer, **(headers or {})}
 
 
 def _levels(concurrency: int | Sequence[int], rate: float | Sequence[float] | None) -> list[_Level]:
@@ -304,19 +311,14 @@ def _levels(concurrency: int | Sequence[int], rate: float | Sequence[float] | No
     return levels
 
 
-def _check(texts: Sequence[str], labels: Sequence[str] | None, **above_zero: float) -> None:
-    if isinstance(texts, str) or not texts:
+def _check_arguments(texts: Sequence[Any], labels: Sequence[str] | None, **above_zero: float) -> None:
+    if isinstance(texts, str | bytes) or len(texts) == 0:
         raise ValueError('There is nothing to send: give a list of texts, as ["great day"].')
     if labels is not None and len(labels) != len(texts):
         raise ValueError(f"{len(texts)} texts have {len(labels)} labels. Give one for each text, in order.")
     for name, value in above_zero.items():
         if value <= 0:
             raise ValueError(f"{name} is {value}; it must be above 0.")
-
-
-def _need_aiohttp() -> None:
-    if find_spec("aiohttp") is None:
-        raise TutorialError("load_test needs aiohttp. Install it: pip install 'torchserve-course[course]'.")
 
 
 def _bar(seconds: float, progress: bool | None) -> tqdm[Any]:
@@ -349,7 +351,7 @@ def _until_done(
 
 
 def own_cost(seconds: float = 5) -> float:
-    """Seconds of CPU that this client spends on a request, seen against a server that does nothing.
+    """Seconds of CPU that this client spends on a request, measured against a server that does nothing.
 
     On 2 shared cores 0.00011 to 0.00015, where a request costs TorchServe 0.0008 with a handler that
     does nothing: `python -c "from tutorial_lib.load import own_cost; print(own_cost())"`.
@@ -357,9 +359,8 @@ def own_cost(seconds: float = 5) -> float:
     server = subprocess.Popen([sys.executable, "-c", _TRIVIAL_SERVER], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        row = load_test(server.stdout.readline().strip(), ["a text"], concurrency=16, duration=seconds).iloc[
-            0
-        ]
+        url = server.stdout.readline().strip()
+        row = load_test(url, ["a text"], concurrency=16, duration=seconds).iloc[0]
     finally:
         server.terminate()
         server.wait()
