@@ -334,3 +334,86 @@ def test_wrong_names_and_places(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not a model export"):
         export_model("embedded", tmp_path / "mine")
     assert (tmp_path / "mine" / "diary.txt").exists()
+
+
+# Models of other kinds
+
+
+def save_tiny(kind: str, folder: Path, **options: Any) -> Path:
+    """A classifier of one layer with random weights, without its tokenizer."""
+    import transformers
+
+    sizes: dict[str, dict[str, int]] = {
+        "Bert": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        },
+        "T5": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+    }
+    config = getattr(transformers, f"{kind}Config")(**sizes[kind], **options)
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
+    return folder
+
+
+def save_words(folder: Path) -> None:
+    """A tokenizer that knows some words, with the special pieces of BERT and T5."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = (
+        "[PAD]",
+        "[UNK]",
+        "</s>",
+        "I",
+        "love",
+        "this",
+        "phone",
+        "the",
+        "meeting",
+        "is",
+        "at",
+        "not",
+        "bad",
+    )
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>"
+    )
+    fast.save_pretrained(folder)
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"its vocabulary is missing.*tokenizer\.save_pretrained"):
+        export_model(save_tiny("Bert", tmp_path / "bert", vocab_size=100), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_words(save_tiny("Bert", tmp_path / "bert", vocab_size=9))
+    with pytest.raises(ExportError, match="do not belong together"):
+        export_model(tmp_path / "bert", tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_mount_point_is_filled_and_filled_again(tmp_path: Path) -> None:
+    """A volume of a container is one."""
+    out = tmp_path / "volume"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(out)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine allows no mounts")
+    try:
+        names = {file.name for file in export_model("embedded", out).iterdir()}
+        export_model("embedded", out)
+        assert {file.name for file in out.iterdir()} == names and "model.safetensors" in names
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+def test_a_folder_that_can_not_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="can't be written to"):
+        export_model("embedded", tmp_path / "file" / "out")

@@ -64,14 +64,25 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
     _check_target(out)
     source = _find_source(str(model_id), revision)
     model, tokenizer = load_model(source)
+    _check_tokenizer(model, tokenizer, source)
     before = _answers(model, tokenizer)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        whole = Path(scratch) / "model"
-        save_model(model, tokenizer, whole)
-        _check_round_trip(before, _answers(*load_model(whole)))
-        _replace(out, whole)
+    # A volume in a container is a mount point, which no rename can replace: then its content is replaced.
+    mounted = out.is_mount()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}-", dir=out if mounted else out.parent
+        ) as scratch:
+            whole = Path(scratch) / "model"
+            save_model(model, tokenizer, whole)
+            _check_round_trip(before, _answers(*load_model(whole)))
+            (_replace_content if mounted else _replace)(out, whole)
+    except OSError as error:
+        raise ExportError(
+            f"The model can't be written to {out}: {error.strerror or error}. Is it a folder that you may "
+            "write to, with room for the model?"
+        ) from error
     return out
 
 
@@ -228,9 +239,37 @@ def _check_files(folder: Path) -> None:
         )
 
 
+def _check_tokenizer(model: Any, tokenizer: Any, source: Path) -> None:
+    """A round trip shows that a tokenizer stays the same, not that it is the model's."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    pieces = [id for text in PROBES for id in tokenizer(text)["input_ids"] if id not in special]
+    if set(pieces) <= {tokenizer.unk_token_id}:
+        raise ExportError(
+            f"The tokenizer in {source} knows no word of the texts that were tried, so its vocabulary is "
+            "missing (vocab.txt or tokenizer.json). Save it too, with tokenizer.save_pretrained(folder)."
+        )
+    size = getattr(model.config, "vocab_size", None)
+    if size is not None and max(pieces) >= size:
+        raise ExportError(
+            f"The tokenizer in {source} gives the word piece {max(pieces)}, and the model has embeddings for "
+            f"{size}: they do not belong together. Save the tokenizer that the model was trained with."
+        )
+
+
+def max_tokens(tokenizer: Any, config: Any) -> int:
+    """How many word pieces a text may have: what both the tokenizer and the model's positions allow.
+
+    Some tokenizers say that they take 1e30, and models with relative positions (T5) set no limit: then 512.
+    RoBERTa's positions start at 2, so two fewer than there are positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = min(tokenizer.model_max_length, positions - 2 if positions else 1_000_000)
+    return limit if limit < 1_000_000 else 512
+
+
 def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]:
     """Token ids and logits for the probes: lists of ints, and a tensor [probes, labels]."""
-    longest = model.config.max_position_embeddings - 2
+    longest = max_tokens(tokenizer, model.config)
     ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([row])).logits[0] for row in ids]
@@ -253,6 +292,22 @@ def _check_round_trip(
             f"The weights did not survive saving: logits differ by up to {worst:.2g}. Nothing was "
             "exported; please report this with the name of the model."
         )
+
+
+def _replace_content(out: Path, whole: Path) -> None:
+    """Puts the files of `whole`, which lies in a folder of `out`, in place of the files of `out`."""
+    old = whole.with_name("old")
+    old.mkdir()
+    kept = [file for file in out.iterdir() if file != whole.parent]
+    try:
+        for file in kept:
+            file.rename(old / file.name)
+        for file in [*whole.iterdir()]:
+            file.rename(out / file.name)
+    except OSError:
+        for file in old.iterdir():
+            file.replace(out / file.name)
+        raise
 
 
 def _replace(out: Path, whole: Path) -> None:

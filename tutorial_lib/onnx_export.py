@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutorial_lib.errors import ExportError
-from tutorial_lib.export import PROBES, load_model
+from tutorial_lib.export import PROBES, load_model, max_tokens
 from tutorial_lib.extras import extra
 
 with extra("onnx", "export_onnx"):
@@ -63,7 +63,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
 
 def _probes(model: Any, tokenizer: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Ids and mask: of three texts, padded, to trace with; then of each text alone."""
-    longest = model.config.max_position_embeddings - 2
+    longest = max_tokens(tokenizer, model.config)
     batches = [list(PROBES[:3]), *([text] for text in PROBES)]
     encoded = [
         tokenizer(texts, truncation=True, max_length=longest, padding=True, return_tensors="pt")
