@@ -6,6 +6,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nb_execution_mode = "off"  # papermill has run the chapters already
 myst_heading_anchors = 3
 html_theme = "sphinx_book_theme"
+html_theme_options: dict[str, list[str]] = {"navbar_persistent": []}  # the sidebar has a search field already
 html_title = "A PyTorch model to production with TorchServe"
 html_show_sourcelink = False
 html_static_path = ["static"]

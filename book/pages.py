@@ -110,13 +110,14 @@ def _failed_page(failure: ChapterFailed, executed: Path) -> str:
         notebook.cells.insert(
             failure.index, new_markdown_cell('<a id="failed-cell"></a>\n\n**Failed here:**')
         )
-    box = ["````{danger}", f"This chapter failed {where}.", ""]
-    box += [_code(failure.source, "python")] if failure.source else []
-    box += [_code(failure.reason, "text"), ADVICE, "````"]
-    head.source = "\n".join([f"{title} (failed)", "", *box, "", rest])
+    said = [_fenced("python", failure.source)] if failure.source else []
+    said += [_fenced("text", failure.reason), ADVICE]
+    box = _fenced(f"{{admonition}} This chapter failed {where}", "\n\n".join([":class: danger", *said]))
+    head.source = f"{title} (failed)\n\n{box}\n\n{rest}"
     return str(nbformat.writes(notebook))
 
 
-def _code(text: str, language: str) -> str:
-    # The fence of the box has four backticks, and must be longer than any in the text.
-    return f"```{language}\n{text.replace('````', '```').replace('```', '` ` `')}\n```\n"
+def _fenced(kind: str, text: str) -> str:
+    """A block of Markdown; its fence is longer than any run of backticks in the text."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    return f"{fence}{kind}\n{text}\n{fence}"

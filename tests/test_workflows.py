@@ -1,0 +1,67 @@
+"""The workflows of GitHub Actions, as far as their files show; nothing here runs on GitHub."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def load(path: Path) -> dict[Any, Any]:
+    workflow: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return workflow
+
+
+def test_the_workflows_are_those_that_are_meant() -> None:
+    assert [path.stem for path in WORKFLOWS] == ["book", "ci"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_job_is_limited_and_each_action_has_a_version(path: Path) -> None:
+    workflow = load(path)
+    assert workflow["name"] and workflow[True]  # YAML reads the key "on" as true
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert job["runs-on"] == "ubuntu-latest" and 0 < job["timeout-minutes"] <= 90
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step)
+            assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/any@v1"))
+    assert "secrets." not in path.read_text(encoding="utf-8")
+
+
+def test_the_tests_run_on_each_supported_python() -> None:
+    job = load(ROOT / ".github/workflows/ci.yml")["jobs"]["test"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    supported = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert job["strategy"]["matrix"]["python"] == supported
+    assert job["steps"][-1]["run"] == "make PYTHON=python${{ matrix.python }} test"
+
+
+def test_the_published_folder_is_the_one_that_make_run_writes() -> None:
+    jobs = load(ROOT / ".github/workflows/book.yml")["jobs"]
+    *_, run, upload = jobs["build"]["steps"]
+    assert run["run"].endswith(" run") and upload["uses"].startswith("actions/upload-pages-artifact@")
+    assert upload["with"]["path"] == "build/book"  # tests/test_book.py holds that run.py writes there
+    publish = jobs["publish"]
+    assert publish["needs"] == "build" and publish["environment"]["name"] == "github-pages"
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+    assert publish["steps"][-1]["uses"].startswith("actions/deploy-pages@")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_make_target_that_a_workflow_runs_is_there(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    runs = [step["run"] for job in load(path)["jobs"].values() for step in job["steps"] if "run" in step]
+    for command in runs:
+        if command.startswith("make "):
+            assert command.split()[-1] in targets
+        else:
+            assert (ROOT / command.removeprefix("bash ")).is_file()
