@@ -1,12 +1,17 @@
-"""The clients against a stand-in that answers as told, so that each error and header can be seen.
+"""The clients against a fake server that answers as told, so that each header and fault can be seen.
 
-At the end, against a real server: the whole management API, and anything that a caller may get wrong.
+At the end, against TorchServe: streams, the whole management API, and what a caller may get wrong.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -17,60 +22,103 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutorial_lib import (
+    Answer,
     ApiError,
     InferenceClient,
     KeyFile,
     ManagementClient,
     MetricsClient,
+    ModelDescription,
+    Sample,
     TorchServe,
+    Worker,
     build_archive,
 )
-from tutorial_lib.client import ModelDescription, Worker
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
 class Seen(NamedTuple):
     method: str
     path: str
-    content_type: str | None
-    authorization: str | None
+    headers: dict[str, str]
     body: bytes
 
+    @property
+    def authorization(self) -> str | None:
+        return self.headers.get("authorization")
 
-class StandIn(ThreadingHTTPServer):
+
+@dataclass
+class Reply:
+    """An answer; with `parts`, a chunked one, which waits for `go` after the first part."""
+
+    status: int
+    content: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: list[bytes] | None = None
+    go: Event = field(default_factory=Event)
+    breaks_off: bool = False
+
+
+class FakeServer(ThreadingHTTPServer):
     """Answers each call with the next of `answers`, the last one again and again."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answering)
-        self.answers: list[tuple[int, bytes]] = [(200, b"{}")]
+        self.answers: list[Reply] = [Reply(200, b"{}")]
         self.seen: list[Seen] = []
         self.hold: Event | None = None
+        self.left = Event()  # a client closed its connection
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     def fail(self, status: int, kind: str, message: str) -> None:
-        self.answers = [(status, json.dumps({"code": status, "type": kind, "message": message}).encode())]
+        content = json.dumps({"code": status, "type": kind, "message": message}).encode()
+        self.answers = [Reply(status, content)]
 
 
 class _Answering(BaseHTTPRequestHandler):
-    server: StandIn
+    server: FakeServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.seen.append(
-            Seen(self.command, self.path, self.headers["Content-Type"], self.headers["Authorization"], body)
-        )
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.seen.append(Seen(self.command, self.path, headers, body))
         if self.server.hold:
             self.server.hold.wait(20)
         answers = self.server.answers
-        status, content = answers.pop(0) if len(answers) > 1 else answers[0]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        reply = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        if reply.parts is None:
+            self.send_header("Content-Length", str(len(reply.content)))
+            self.end_headers()
+            self.wfile.write(reply.content)
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self._stream(reply, reply.parts)
+
+    def _stream(self, reply: Reply, parts: list[bytes]) -> None:
+        for part in parts:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+            reply.go.wait(20)
+        if reply.breaks_off:
+            self.close_connection = True
+            return
+        self.wfile.write(b"0\r\n\r\n")
+
+    def finish(self) -> None:
+        self.server.left.set()
+        super().finish()
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 
@@ -78,117 +126,306 @@ class _Answering(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    server = StandIn()
+def fake() -> Iterator[FakeServer]:
+    server = FakeServer()
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
+# What is sent
+
+
 @pytest.mark.parametrize(
     ("data", "content_type", "body"),
     [
         (b"\xff", None, b"\xff"),
+        (bytearray(b"\xff"), None, b"\xff"),
+        (io.BytesIO(b"\xff"), None, b"\xff"),
         ("Straße", "text/plain; charset=utf-8", "Straße".encode()),
         ({"input": ["a"]}, "application/json", b'{"input": ["a"]}'),
         (["a"], "application/json", b'["a"]'),
     ],
 )
-def test_how_data_is_sent(data: Any, content_type: str | None, body: bytes, stand_in: StandIn) -> None:
-    InferenceClient(stand_in.address).predict("m", data)
-    seen = stand_in.seen[0]
-    assert (seen.content_type, seen.body, seen.authorization) == (content_type, body, None)
+def test_how_data_is_sent(data: Any, content_type: str | None, body: bytes, fake: FakeServer) -> None:
+    InferenceClient(fake.address).predict("m", data)
+    seen = fake.seen[0]
+    assert (seen.headers.get("content-type"), seen.body, seen.authorization) == (content_type, body, None)
 
 
-def test_names_and_versions_are_quoted(stand_in: StandIn) -> None:
-    InferenceClient(stand_in.address + "/").predict("a b?c", b"", version="1#2")
-    assert stand_in.seen[0].path == "/predictions/a%20b%3Fc/1%232"
+def test_files_are_sent_as_multipart_and_again_where_sent_again(fake: FakeServer) -> None:
+    fake.answers = [Reply(502), Reply(200, b"1")]
+    client = InferenceClient(fake.address)
+    files = {"data": ("cat.png", io.BytesIO(PNG), "image/png"), "empty": b""}
+    assert client.predict("m", {"top": "3"}, files=files, retries=1) == 1
+    first, second = fake.seen
+    assert first.headers["content-type"].startswith("multipart/form-data; boundary=")
+    assert PNG in first.body and b'filename="cat.png"' in first.body and b'name="top"\r\n\r\n3' in first.body
+    assert second.body == first.body
 
 
-def test_an_answer_that_is_not_json_is_text(stand_in: StandIn) -> None:
-    stand_in.answers = [(200, b"Positive!")]
-    assert InferenceClient(stand_in.address).predict("m", b"") == "Positive!"
+def test_headers_are_sent_and_a_content_type_wins(fake: FakeServer) -> None:
+    headers = {"X-Request-Id": "7", "content-type": "image/png"}
+    InferenceClient(fake.address, token="t").predict("m", {"a": 1}, headers=headers)
+    seen = fake.seen[0].headers
+    assert (seen["x-request-id"], seen["content-type"], seen["authorization"]) == (
+        "7",
+        "image/png",
+        "Bearer t",
+    )
 
 
-@pytest.mark.parametrize("status", [500, 507])  # it crashed; it was killed
-def test_a_retry_asks_again_where_a_worker_died_and_nowhere_else(status: int, stand_in: StandIn) -> None:
-    client = InferenceClient(stand_in.address)
-    stand_in.fail(status, "InternalServerException", "Worker died.")
-    with pytest.raises(ApiError, match=r"try again|Try again"):
-        client.predict("m", b"")
-    assert len(stand_in.seen) == 1
-    stand_in.answers.append((200, b"[1]"))
-    assert client.predict("m", b"", retries=1) == [1] and len(stand_in.seen) == 3
-    stand_in.fail(503, "InternalServerException", "Prediction failed")
-    with pytest.raises(ApiError, match="Prediction failed"):
-        client.predict("m", b"", retries=1)
-    assert len(stand_in.seen) == 4
+def test_names_and_versions_are_quoted(fake: FakeServer) -> None:
+    InferenceClient(fake.address + "/").predict("a b?c", b"", version="1#2")
+    assert fake.seen[0].path == "/predictions/a%20b%3Fc/1%232"
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "message", "advice"),
+    ("options", "sentence"),
     [
-        (400, "InvalidKeyException", "Token Authorization failed", "missing, wrong or expired"),
-        (404, "ModelNotFoundException", "Model not found: m", "list_models"),
-        (405, "MethodNotAllowedException", "not allowed", "model_api=True"),
-        (409, "ConflictStatusException", "already registered", "unregister it first"),
-        (413, "RequestEntityTooLargeException", "too large", "max_request_size"),
-        (500, "InternalServerException", "Worker died.", "responseTimeout"),
-        (
-            503,
-            "ServiceUnavailableException",
-            "No worker is available to serve request",
-            "or the queue is full",
-        ),
-        (503, "InternalServerException", "Prediction failed", "first traceback"),
-        (507, "InternalServerException", "Out of resources", "out of memory"),
-        (507, "InternalServerException", "Worker died.", "was killed"),
+        ({}, "data is None. Give bytes"),
+        ({"data": {1, 2}}, r"data is \{1, 2\}. Give bytes, a text"),
+        ({"data": "\ud800"}, "data is .* Give bytes, a text"),
+        ({"files": {}}, "files is {}. Give at least one part"),
+        ({"files": {"data": None}}, "Give at least one part"),
+        ({"files": {"data": Path("cat.png")}}, r'files is .* as {"data": open'),
+        ({"files": {"data": b""}, "data": "text"}, "data is 'text'. Beside files"),
+        ({"data": b"", "headers": {"authorization": "Bearer x"}}, "headers has an Authorization. .* token="),
+        ({"data": b"", "headers": {"X-Id": 7}}, "headers is .*Give names and values as texts"),
+        ({"data": b"", "headers": 7}, "headers is 7. Give names"),
+        ({"data": b"", "headers": {"X-Id": "a\nb"}}, "can't be asked"),
+        ({"data": b"", "retries": -1}, "retries is -1"),
+        ({"data": b"", "timeout": 0}, "timeout is 0"),
     ],
 )
-def test_an_error_says_what_to_do(
-    status: int, kind: str, message: str, advice: str, stand_in: StandIn
+def test_what_can_not_be_sent_is_told(options: dict[str, Any], sentence: str, fake: FakeServer) -> None:
+    with pytest.raises(ApiError, match=sentence):
+        InferenceClient(fake.address).predict("m", **options)
+    assert fake.seen == []
+
+
+# What is answered
+
+
+@pytest.mark.parametrize(
+    ("content_type", "content", "value"),
+    [
+        (None, b'["Positive"]', ["Positive"]),
+        (None, b"7", 7),
+        (None, b"Positive!", "Positive!"),
+        (None, "שלום 😍".encode(), "שלום 😍"),
+        (None, b'{"half": ', '{"half": '),
+        (None, b"", ""),
+        (None, PNG, PNG),
+        (None, b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVE"),
+        (None, b"[" * 100_000, "[" * 100_000),
+        ("application/octet-stream", b"[1]", [1]),
+        ("application/json", b"\xef\xbb\xbf[1]", [1]),
+        ("application/json", b'{"half": ', '{"half": '),
+        ("application/json", PNG, PNG),
+        ("application/problem+json; charset=utf-8", b"{}", {}),
+        ("text/csv; charset=latin-1", b"Stra\xdfe,7", "Straße,7"),
+        ("text/plain", b"7", "7"),
+        ("text/plain", PNG, PNG),
+        ("text/plain; charset=no-such", b"a", b"a"),
+        ("image/svg+xml", b"<svg/>", "<svg/>"),
+        ("image/png", PNG, PNG),
+        ("image/png", b"", b""),
+        ("application/pdf", b"%PDF-1.4", b"%PDF-1.4"),
+        ("nonsense", b"[1]", [1]),
+    ],
+)
+def test_an_answer_is_json_else_text_else_bytes(
+    content_type: str | None, content: bytes, value: Any, fake: FakeServer
 ) -> None:
-    stand_in.fail(status, kind, message)
-    with pytest.raises(ApiError, match=advice) as raised:
-        InferenceClient(stand_in.address, token="t").predict("m", b"")
-    assert (raised.value.status, raised.value.kind, raised.value.message) == (status, kind, message)
+    fake.answers = [Reply(200, content, {"Content-Type": content_type} if content_type else {})]
+    answer = InferenceClient(fake.address).predict("m", b"")
+    assert answer == value and type(answer) is type(value)
+
+
+def test_the_raw_answer(fake: FakeServer) -> None:
+    fake.answers = [Reply(201, b"[1]", {"X-Answer": "42"})]
+    answer = InferenceClient(fake.address).predict_raw("m", b"")
+    assert isinstance(answer, Answer)
+    assert (answer.status, answer.headers["x-answer"], answer.content, answer.value) == (
+        201,
+        "42",
+        b"[1]",
+        [1],
+    )
+
+
+def test_parts_come_as_they_are_sent(fake: FakeServer) -> None:
+    reply = Reply(200, parts=[b"a", "ß\n".encode(), b"c"])
+    fake.answers = [reply]
+    with InferenceClient(fake.address) as client:
+        parts = client.predict_stream("m", b"")
+        assert next(parts) == b"a"  # the server has not sent the others yet
+        reply.go.set()
+        assert list(parts) == ["ß\n".encode(), b"c"]
+        assert list(client.predict_stream("m", b"", lines=True)) == ["aß".encode(), b"c"]
+
+
+def test_a_stream_left_early_closes_its_connection(fake: FakeServer) -> None:
+    reply = Reply(200, parts=[b"a", b"b" * 10_000_000, b"c"])
+    fake.answers = [reply]
+    for part in InferenceClient(fake.address).predict_stream("m", b""):
+        assert part == b"a"
+        break
+    reply.go.set()
+    assert fake.left.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("reply", "options", "sentence"),
+    [
+        (Reply(200, parts=[b"a"], breaks_off=True), {}, "ConnectionError: The answer from .* broke off"),
+        (Reply(200, parts=[b"a"]), {"timeout": 0.3}, r"Timeout: No answer from .* within 0\.3 s"),
+    ],
+)
+def test_a_stream_that_fails_in_the_middle_is_an_api_error(
+    reply: Reply, options: dict[str, Any], sentence: str, fake: FakeServer
+) -> None:
+    if reply.breaks_off:
+        reply.go.set()
+    fake.answers = [reply]
+    parts = InferenceClient(fake.address).predict_stream("m", b"", **options)
+    try:
+        assert next(parts) == b"a"
+        with pytest.raises(ApiError, match=sentence):
+            next(parts)
+    finally:
+        reply.go.set()
+
+
+def test_a_stream_that_is_refused_is_an_api_error_at_the_call(fake: FakeServer) -> None:
+    fake.fail(404, "ModelNotFoundException", "Model not found: m")
+    with pytest.raises(ApiError, match="404 ModelNotFoundException"):
+        InferenceClient(fake.address).predict_stream("m", b"")
+
+
+def test_an_answer_that_breaks_off_may_be_asked_for_again(fake: FakeServer) -> None:
+    broken = Reply(200, parts=[b"[1"], breaks_off=True)
+    broken.go.set()
+    fake.answers = [broken, Reply(200, b"[1]")]
+    assert InferenceClient(fake.address).predict("m", b"", retries=1) == [1]
+
+
+# Which way a request goes
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeServer) -> FakeServer:
+    """A .netrc for every host, and the fake server as the proxy, as a company's machine has them."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password netrc\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, fake.address)
+    return fake
+
+
+@pytest.mark.parametrize("token", ["secret", None])
+def test_loopback_goes_past_proxies_and_netrc(
+    token: str | None, tmp_path: Path, environment: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for address in (environment.address, environment.address.replace("127.0.0.1", "localhost")):
+        with InferenceClient(address, token=token) as client:
+            assert client.ping() == {}
+    assert {seen.authorization for seen in environment.seen} == {token and f"Bearer {token}"}
+    KeyFile(keys(tmp_path / "key_file.json"), environment.address).refresh("inference")
+    assert environment.seen[-1].authorization == "Bearer api"
+
+
+def test_another_host_is_asked_through_the_proxy_with_the_token(environment: FakeServer) -> None:
+    InferenceClient("http://torchserve.example", token="secret").ping()
+    seen = environment.seen[0]
+    assert (seen.path, seen.authorization) == ("http://torchserve.example/ping", "Bearer secret")
+
+
+@pytest.mark.parametrize(
+    ("target", "authorization"),
+    [("http://torchserve.example/there", "Bearer secret"), ("http://other.example/there", None)],
+)
+def test_a_redirect_takes_the_token_to_no_other_host(
+    target: str, authorization: str | None, environment: FakeServer
+) -> None:
+    environment.answers = [Reply(302, headers={"Location": target}), Reply(200, b"{}")]
+    InferenceClient("http://torchserve.example", token="secret").ping()
+    assert (environment.seen[1].path, environment.seen[1].authorization) == (target, authorization)
+
+
+# Retries and errors
+
+
+@pytest.mark.parametrize("status", [500, 507])  # it crashed; it was killed
+def test_a_retry_asks_again_where_a_worker_died_and_nowhere_else(status: int, fake: FakeServer) -> None:
+    client = InferenceClient(fake.address)
+    fake.fail(status, "InternalServerException", "Worker died.")
+    with pytest.raises(ApiError, match=r"try again|Try again"):
+        client.predict("m", b"")
+    assert len(fake.seen) == 1
+    fake.answers.append(Reply(200, b"[1]"))
+    assert client.predict("m", b"", retries=1) == [1] and len(fake.seen) == 3
+    fake.fail(503, "InternalServerException", "Prediction failed")
+    with pytest.raises(ApiError, match="Prediction failed"):
+        client.predict("m", b"", retries=1)
+    assert len(fake.seen) == 4
+
+
+def test_retries_and_renewals_are_logged_without_a_token(
+    tmp_path: Path, fake: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.fail(400, "InvalidKeyException", "expired")
+    fake.answers = [*fake.answers, Reply(200), Reply(502), Reply(200, b"1")]
+    key_file = KeyFile(keys(tmp_path / "key_file.json", "secret"), fake.address)
+    with caplog.at_level(logging.DEBUG):
+        InferenceClient(fake.address, token=key_file).predict("m", b"", retries=1)
+    lines = [record.getMessage() for record in caplog.records if record.name == "tutorial_lib.client"]
+    assert ["inference token" in lines[0], "retry 1 of 1" in lines[1]] == [True, True]
+    assert "secret" not in caplog.text and "Bearer" not in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b'"text"', b'{"type": "only"}', b"\xff"])
-def test_an_error_of_another_form_is_an_api_error_too(content: bytes, stand_in: StandIn) -> None:
-    stand_in.answers = [(502, content)]
+def test_an_error_of_another_form_is_an_api_error_too(content: bytes, fake: FakeServer) -> None:
+    fake.answers = [Reply(502, content)]
     with pytest.raises(ApiError) as raised:
-        InferenceClient(stand_in.address).ping()
+        InferenceClient(fake.address).ping()
     assert raised.value.status == 502
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>an error page</html>"])
-def test_a_200_that_is_not_torchserves_is_an_api_error(content: bytes, stand_in: StandIn) -> None:
+def test_a_200_that_is_not_torchserves_is_an_api_error(content: bytes, fake: FakeServer) -> None:
     """Another program on that port, as a proxy, answers everything with a page."""
-    stand_in.answers = [(200, content)]
+    fake.answers = [Reply(200, content)]
     for ask in (
-        InferenceClient(stand_in.address).ping,
-        ManagementClient(stand_in.address).list_models,
-        lambda: ManagementClient(stand_in.address).describe("m"),
+        InferenceClient(fake.address).ping,
+        ManagementClient(fake.address).list_models,
+        lambda: ManagementClient(fake.address).describe("m"),
     ):
         with pytest.raises(ApiError, match="is not TorchServe"):
             ask()
 
 
-def test_a_page_that_is_no_metrics_is_an_api_error(stand_in: StandIn) -> None:
-    stand_in.answers = [(200, b"<html>a page</html>")]
+def test_a_page_that_is_no_metrics_is_an_api_error(fake: FakeServer) -> None:
+    fake.answers = [Reply(200, b"<html>a page</html>")]
     with pytest.raises(ApiError, match="is not TorchServe"):
-        MetricsClient(stand_in.address).scrape()
+        MetricsClient(fake.address).scrape()
 
 
-def test_silence_is_a_timeout(stand_in: StandIn) -> None:
-    stand_in.hold = Event()
+def test_silence_is_a_timeout(fake: FakeServer) -> None:
+    fake.hold = Event()
     try:
         with pytest.raises(ApiError, match=r"Timeout: No answer from .* within 0.3 s"):
-            InferenceClient(stand_in.address).predict("m", b"", timeout=0.3)
+            InferenceClient(fake.address).predict("m", b"", timeout=0.3)
     finally:
-        stand_in.hold.set()
+        fake.hold.set()
 
 
 @pytest.mark.parametrize(
@@ -211,33 +448,35 @@ def test_what_no_client_can_be_made_of_is_an_api_error(options: dict[str, Any], 
     assert raised.value.status == 0
 
 
-def test_list_models_puts_pages_together(stand_in: StandIn) -> None:
+def test_list_models_puts_pages_together(fake: FakeServer) -> None:
     pages: list[dict[str, Any]] = [
         {"nextPageToken": "100", "models": [{"modelName": "a", "modelUrl": "a.mar"}]},
         {"models": [{"modelName": "b", "modelUrl": "b.mar"}]},
     ]
-    stand_in.answers = [(200, json.dumps(page).encode()) for page in pages]
-    assert [m["modelName"] for m in ManagementClient(stand_in.address).list_models()] == ["a", "b"]
-    assert "next_page_token=100" in stand_in.seen[1].path
+    fake.answers = [Reply(200, json.dumps(page).encode()) for page in pages]
+    assert [m["modelName"] for m in ManagementClient(fake.address).list_models()] == ["a", "b"]
+    assert "next_page_token=100" in fake.seen[1].path
 
 
-def test_scale_waits_no_longer_than_its_timeout(stand_in: StandIn) -> None:
+def test_scale_waits_no_longer_than_its_timeout(fake: FakeServer) -> None:
     loading = [{"workers": [{"status": "READY"}, {"status": "LOADING"}]}]
-    stand_in.answers = [(202, b'{"status": "Processing"}'), (200, json.dumps(loading).encode())]
+    fake.answers = [Reply(202, b'{"status": "Processing"}'), Reply(200, json.dumps(loading).encode())]
     with pytest.raises(ApiError, match=r"1 of 2 workers were READY after 0.3 s"):
-        ManagementClient(stand_in.address).scale("m", min_worker=2, timeout=0.3)
-    assert stand_in.seen[0][:2] == ("PUT", "/models/m?min_worker=2&max_worker=2")
+        ManagementClient(fake.address).scale("m", min_worker=2, timeout=0.3)
+    assert fake.seen[0][:2] == ("PUT", "/models/m?min_worker=2&max_worker=2")
 
 
-def test_samples_become_rows(stand_in: StandIn) -> None:
-    stand_in.answers = [(200, b'# TYPE a counter\na_total{model="m"} 3\n# TYPE b gauge\nb 1.5\n')]
-    metrics = MetricsClient(stand_in.address)
+def test_samples_become_rows(fake: FakeServer) -> None:
+    fake.answers = [Reply(200, b'# TYPE a counter\na_total{model="m"} 3\n# TYPE b gauge\nb 1.5\n')]
+    metrics = MetricsClient(fake.address)
+    assert metrics.samples() == [Sample("a_total", {"model": "m"}, 3.0), Sample("b", {}, 1.5)]
+    assert metrics.samples("none") == []
     assert metrics.scrape("a").to_dict("records") == [
         {"name": "a_total", "labels": {"model": "m"}, "value": 3}
     ]
     assert len(metrics.scrape()) == 2
     assert list(metrics.scrape("none").columns) == ["name", "labels", "value"]
-    stand_in.answers = [(200, b"# TYPE Requests2XX counter\nRequests2XX 3\n")]
+    fake.answers = [Reply(200, b"# TYPE Requests2XX counter\nRequests2XX 3\n")]
     assert list(metrics.scrape()["name"]) == ["Requests2XX"]  # as Prometheus has it
 
 
@@ -247,39 +486,59 @@ def keys(path: Path, token: str = "old") -> Path:
     return path
 
 
-def test_an_expired_token_is_renewed_once_with_the_api_key(tmp_path: Path, stand_in: StandIn) -> None:
-    stand_in.fail(400, "InvalidKeyException", "expired")
-    refused = stand_in.answers[0]
-    stand_in.answers = [refused, (200, b""), (200, b'{"status": "Healthy"}')]
-    key_file = KeyFile(keys(tmp_path / "key_file.json"), stand_in.address)
-    assert InferenceClient(stand_in.address, token=key_file).ping() == {"status": "Healthy"}
-    assert [call.authorization for call in stand_in.seen] == ["Bearer i-old", "Bearer api", "Bearer i-old"]
-    assert stand_in.seen[1].path == "/token?type=inference"
+def test_an_expired_token_is_renewed_once_with_the_api_key(tmp_path: Path, fake: FakeServer) -> None:
+    fake.fail(400, "InvalidKeyException", "expired")
+    refused = fake.answers[0]
+    fake.answers = [refused, Reply(200, b""), Reply(200, b'{"status": "Healthy"}')]
+    key_file = KeyFile(keys(tmp_path / "key_file.json"), fake.address)
+    assert InferenceClient(fake.address, token=key_file).ping() == {"status": "Healthy"}
+    assert [call.authorization for call in fake.seen] == ["Bearer i-old", "Bearer api", "Bearer i-old"]
+    assert fake.seen[1].path == "/token?type=inference"
 
 
-def test_a_token_that_stays_refused_is_said_and_not_asked_for_ever(tmp_path: Path, stand_in: StandIn) -> None:
-    stand_in.fail(400, "InvalidKeyException", "expired")
-    key_file = KeyFile(keys(tmp_path / "key_file.json"), stand_in.address)
+def test_a_token_that_stays_refused_is_said_and_not_asked_for_ever(tmp_path: Path, fake: FakeServer) -> None:
+    fake.fail(400, "InvalidKeyException", "expired")
+    key_file = KeyFile(keys(tmp_path / "key_file.json"), fake.address)
     with pytest.raises(ApiError, match="missing, wrong or expired"):
-        ManagementClient(stand_in.address, token=key_file).list_models()
-    assert len(stand_in.seen) <= 3
+        ManagementClient(fake.address, token=key_file).list_models()
+    assert len(fake.seen) <= 3
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"inference": {}}', '{"inference": "x"}'])
 def test_a_key_file_that_is_missing_or_corrupt_is_an_api_error(
-    content: str | None, tmp_path: Path, stand_in: StandIn
+    content: str | None, tmp_path: Path, fake: FakeServer
 ) -> None:
     path = tmp_path / "key_file.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(ApiError, match=r"key_file\.json can't be read"):
-        InferenceClient(stand_in.address, token=KeyFile(path, stand_in.address)).ping()
-    assert stand_in.seen == []
+        InferenceClient(fake.address, token=KeyFile(path, fake.address)).ping()
+    assert fake.seen == []
+
+
+def test_without_pandas_there_are_samples_and_a_sentence(fake: FakeServer) -> None:
+    fake.answers = [Reply(200, b"a 1\n")]
+    code = f"""
+import sys
+sys.modules["pandas"] = None
+from tutorial_lib import MetricsClient, PackageMissing
+client = MetricsClient({fake.address!r})
+print(client.samples())
+try:
+    client.scrape()
+except PackageMissing as error:
+    print(error)
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "Sample(name='a'" in output and "scrape needs the package pandas" in output
 
 
 # Against a real server
 
 HANDLER = """
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+
 class Echo:
     def initialize(self, context):
         pass
@@ -287,27 +546,43 @@ class Echo:
     def handle(self, data, context):
         if context.get_request_header(0, "describe") == "True":
             return [{"labels": ["a", "b"]}]
+        body = data[0].get("body") or data[0].get("data") or b""
+        match bytes(body):
+            case b"stream":
+                for part in ("one ", "שתיים "):
+                    send_intermediate_predict_response([part], context.request_ids, "part", 200, context)
+                return ["three"]
+            case b"png":
+                return [bytes.fromhex("89504e47ff00")]
+            case b"header":
+                context.set_response_header(0, "X-Answer", context.get_request_header(0, "X-Ask"))
         return ["echo"] * len(data)
 """
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with two versions of a handler that needs no model, and a file that is no archive."""
-    folder = tmp_path_factory.mktemp("echo")
-    (folder / "echo.py").write_text(HANDLER)
+def live(server: TorchServe, mar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """The shared server with a handler that needs no model; in its store, a second version and no archive."""
+    handler = tmp_path_factory.mktemp("echo") / "echo.py"
+    handler.write_text(HANDLER)
     for version in ("1.0", "2.0"):
-        build_archive(
-            f"echo-{version}", handler=folder / "echo.py", export_path=folder / "store", version=version
-        )
-    (folder / "store" / "text.mar").write_text("no archive")
-    return folder / "store"
+        build_archive(f"echo-{version}", handler=handler, export_path=mar.parent, version=version)
+    (mar.parent / "text.mar").write_text("no archive")
+    server.management.register("echo-1.0.mar", "echo")
+    yield server
+    for entry in server.management.list_models():
+        if entry["modelName"] != "my_model":
+            for one in server.management.describe_all(entry["modelName"])[1:]:
+                server.management.unregister(entry["modelName"], one["modelVersion"])
+            server.management.unregister(entry["modelName"])
 
 
-@pytest.fixture(scope="module")
-def live(store: Path) -> Iterator[TorchServe]:
-    with TorchServe(models={"echo": store / "echo-1.0.mar"}, model_api=True) as running:
-        yield running
+def test_streams_headers_files_and_bytes(live: TorchServe) -> None:
+    with InferenceClient(live.inference_address, token=live.token("inference")) as client:
+        assert list(client.predict_stream("echo", b"stream")) == [b"one ", "שתיים ".encode(), b"three"]
+        assert client.predict("echo", b"stream") == "one שתיים three"
+        assert client.predict("echo", files={"data": b"png"}) == bytes.fromhex("89504e47ff00")
+        assert client.predict_raw("echo", b"header", headers={"X-Ask": "7"}).headers["x-answer"] == "7"
 
 
 def test_the_life_of_a_version(live: TorchServe) -> None:
@@ -357,7 +632,7 @@ def test_the_list_has_pages(live: TorchServe) -> None:
     first = management.list_page(limit=2)
     assert [entry["modelName"] for entry in first["models"]] == ["a", "b"]
     second = management.list_page(limit=2, next_page_token=first["nextPageToken"])
-    assert second == {"models": [{"modelName": "echo", "modelUrl": "echo-1.0.mar"}]}
+    assert second["models"][0] == {"modelName": "echo", "modelUrl": "echo-1.0.mar"}
     assert management.list_models() == first["models"] + second["models"]
     for name in ("a", "b"):
         management.unregister(name)
