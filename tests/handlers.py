@@ -196,23 +196,28 @@ def pack(
 
 
 def pack_image(folder: Path) -> Path:
-    return pack(folder, "image", IMAGE, arguments=_model(folder, "image", IMAGE_MODEL))
+    return pack(folder, "image", IMAGE, arguments=_options(write_model(folder, "image", IMAGE_MODEL)))
 
 
 def pack_classifier(folder: Path) -> Path:
     """TorchServe's own text_classifier, by its name."""
+    model, extra = write_classifier(folder)
+    return pack(folder, "classifier", "text_classifier", extra=extra, arguments=_options(model))
+
+
+def write_classifier(folder: Path) -> tuple[tuple[Path, Path], list[Path]]:
+    """What text_classifier needs: the model's two files, and the extra files."""
     import torch
 
     words = ("good", "bad", "day", "good day", "bad day", "great", "great day")
     torch.save({word: number for number, word in enumerate(words)}, folder / "source_vocab.pt")
-    (folder / "index_to_name.json").write_text('{"0": "Bad", "1": "Good"}')
-    extra = [folder / "source_vocab.pt", folder / "index_to_name.json"]
-    arguments = _model(folder, "classifier", CLASSIFIER_MODEL)
-    return pack(folder, "classifier", "text_classifier", extra=extra, arguments=arguments)
+    (folder / "index_to_name.json").write_text('{"0": "Bad", "1": ["n1", "Good"]}')
+    model = write_model(folder, "classifier", CLASSIFIER_MODEL)
+    return model, [folder / "source_vocab.pt", folder / "index_to_name.json"]
 
 
-def _model(folder: Path, name: str, source: str) -> list[str]:
-    """Arguments for a plain torch model: the file of its class, and weights that are always the same."""
+def write_model(folder: Path, name: str, source: str) -> tuple[Path, Path]:
+    """A plain torch model: the file of its class, and weights that are always the same."""
     import torch
 
     (folder / f"{name}_net.py").write_text(source)
@@ -220,12 +225,11 @@ def _model(folder: Path, name: str, source: str) -> list[str]:
     exec(source.replace("super()", "super(Net, self)"), names)
     torch.manual_seed(0)
     torch.save(names["Net"]().state_dict(), folder / f"{name}_net.pt")
-    return [
-        "--model-file",
-        str(folder / f"{name}_net.py"),
-        "--serialized-file",
-        str(folder / f"{name}_net.pt"),
-    ]
+    return folder / f"{name}_net.py", folder / f"{name}_net.pt"
+
+
+def _options(model: tuple[Path, Path]) -> list[str]:
+    return ["--model-file", str(model[0]), "--serialized-file", str(model[1])]
 
 
 def pack_text(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""handler.py without a server, through TorchServe's own loader and Service.predict."""
+"""handler.py: its answers through TorchServe's own loader without a server, and through a real server."""
 
 from __future__ import annotations
 
@@ -7,20 +7,64 @@ import json
 import logging
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import requests
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.bodies import CASES, GOOD, RIGHT
 from tests.conftest import ROOT
-from tutorial_lib import worker
+from tutorial_lib import TorchServe, worker
 from tutorial_lib.testing import HandlerAnswer, run_handler
 
+GOOD = {"input": ["I love this!", "this is awful"]}
+RIGHT = ["Positive", "Negative"]
 GOOD_REQUEST = {"body": GOOD}
+
+
+class Case(NamedTuple):
+    """A body, and how many labels it gets; None: it is refused with a 400 and a sentence."""
+
+    name: str
+    body: bytes
+    labels: int | None = None
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+CASES = [
+    Case("not JSON", b"{"),
+    Case("plain text", b"hello"),
+    Case("nested too deep", b"[" * 100_000),
+    Case("invalid UTF-8", b"\xff\xfe\x00"),
+    Case("invalid UTF-8 in a text", b'{"input": ["\xff"]}'),
+    Case("a list", b"[1]"),
+    Case("a string", b'"a"'),
+    Case("a number", b"7"),
+    Case("null", b"null"),
+    Case("no input", b"{}"),
+    Case("a misspelt input", _json({"inputs": ["a"]})),
+    Case("input: a string", _json({"input": "a text"})),
+    Case("input: a number", _json({"input": 1})),
+    Case("input: null", _json({"input": None})),
+    Case("input: a non-string in the list", _json({"input": ["a", 1]})),
+    Case("scores: neither true nor false", _json({"input": ["a"], "scores": "yes"})),
+    Case("10,000 texts", _json({"input": ["a"] * 10_000})),
+    Case("an empty list", _json({"input": []}), 0),
+    Case("an empty string", _json({"input": [""]}), 1),
+    Case("10,000 characters", _json({"input": ["a" * 10_000, "a b " * 2_500]}), 2),
+    Case("emoji, RTL, NUL, half a pair", _json({"input": ["😍👎" * 25, "שלום עולם", "a\x00b", "\ud800"]}), 4),
+    Case("nothing but space", _json({"input": [" ", "\n\n"]}), 2),
+]
+
+
+# Without a server
 
 
 def ask(requests: list[dict[str, Any]], model_dir: Path) -> list[HandlerAnswer]:
@@ -117,20 +161,160 @@ def test_labels_fall_back_to_the_models_own(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "sentence"),
+    ("file", "renamed", "sentence"),
     [
-        ("config.json", None, "Missing config.json"),
-        ("model.safetensors", None, "Missing the weights"),
-        ("index_to_name.json", '{"0": "Negative"}', "index_to_name.json has labels for"),
+        ("config.json", "other.json", "Missing config.json"),
+        ("model.safetensors", "pytorch_model.bin", "Missing the weights"),  # a pickle, which can run code
     ],
 )
-def test_a_broken_archive_says_what_is_missing(
-    file: str, content: str | None, sentence: str, model_dir: Path, tmp_path: Path
+def test_an_archive_without_a_file_names_it(
+    file: str, renamed: str, sentence: str, model_dir: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model_dir, broken)
-    (broken / file).unlink(missing_ok=True)
-    if content is not None:
-        (broken / file).write_text(content)
+    (broken / file).rename(broken / renamed)
     with pytest.raises(RuntimeError, match=sentence):
         run_handler(ROOT / "handler.py", [GOOD_REQUEST], model_dir=broken)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "bad", "1": "so-so", "2": "good"},
+        {
+            "0": ["n0", "bad"],
+            "1": ["n1", "so-so"],
+            "2": ["n2", "good"],
+        },  # as TorchServe's own handlers have it
+    ],
+)
+def test_labels_come_from_the_label_map(labels: dict[str, object], model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "index_to_name.json").write_text(json.dumps(labels))
+    answers = run_handler(
+        ROOT / "handler.py",
+        [GOOD_REQUEST],
+        model_dir=model_dir,
+        extra_files=[tmp_path / "index_to_name.json"],
+    )
+    assert answers == [(200, ["good", "bad"])]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ["{", "[]", '{"0": "Negative"}', '{"one": "Negative"}', '{"0": "a", "1": "b", "2": "c", "3": "d"}'],
+)
+def test_a_wrong_label_map_is_a_runtime_error_that_names_it(
+    labels: str, model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "index_to_name.json").write_text(labels)
+    with pytest.raises(RuntimeError, match=r"index_to_name\.json"):
+        run_handler(
+            ROOT / "handler.py",
+            [GOOD_REQUEST],
+            model_dir=model_dir,
+            extra_files=[tmp_path / "index_to_name.json"],
+        )
+
+
+def test_weights_that_are_cut_do_not_load(model_dir: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(model_dir, cut)
+    content = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(Exception, match=r"(?i)incomplete|safetensor|header|deserializ"):
+        run_handler(ROOT / "handler.py", [GOOD_REQUEST], model_dir=cut)
+
+
+def test_more_texts_than_the_config_allows_are_one_requests_own_400(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("handler:\n  max_texts: 2\n")
+    answers = run_handler(
+        ROOT / "handler.py",
+        [{"body": {"input": ["a"] * count}} for count in (2, 3)],
+        model_dir=model_dir,
+        config_file=tmp_path / "config.yaml",
+    )
+    assert [answer.status for answer in answers] == [200, 400]
+    assert "Send 2 at most" in answers[1].body["message"]
+
+
+# Through a real server
+
+
+def post(server: TorchServe, **request: Any) -> requests.Response:
+    headers = {"Authorization": f"Bearer {server.token('inference')}", **request.pop("headers", {})}
+    url = f"{server.inference_address}/predictions/my_model"
+    return requests.post(url, headers=headers, timeout=60, **request)
+
+
+def as_sent(body: bytes) -> dict[str, dict[str, Any]]:
+    """A body in each way that clients send one."""
+    return {
+        "as JSON": {"data": body, "headers": {"Content-Type": "application/json"}},
+        "as text": {"data": body, "headers": {"Content-Type": "text/plain"}},
+        "as bytes with no content type": {"data": body},
+        "as multipart data": {"files": {"data": body}},
+        "as multipart JSON": {"files": {"data": ("x.json", body, "application/json")}},
+    }
+
+
+def wrong(case: Case, response: requests.Response) -> str:
+    """What is wrong with an answer; "" where it is the right one."""
+    try:
+        answer = response.json()
+        if case.labels is None:
+            right = response.status_code == 400 and answer["message"].endswith(".")
+        else:
+            right = response.status_code == 200 and len(answer) == case.labels
+    except (ValueError, KeyError, TypeError):
+        right = False
+    return "" if right else f"{response.status_code} {response.text[:200]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_each_body_alone(case: Case, server: TorchServe) -> None:
+    answers = {way: wrong(case, post(server, **request)) for way, request in as_sent(case.body).items()}
+    assert answers == dict.fromkeys(answers, "")
+
+
+def test_each_body_inside_batches_with_good_neighbours(server: TorchServe) -> None:
+    """tests/test_faults.py holds that such requests do share batches."""
+    sent: list[tuple[Case, dict[str, Any]]] = []
+    for case in CASES:
+        for request in as_sent(case.body).values():
+            sent += [(case, request), (Case("good", b"", len(RIGHT)), {"json": GOOD})]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda item: post(server, **item[1]), sent))
+    found = {(case.name, wrong(case, answer)) for (case, _), answer in zip(sent, answers, strict=True)}
+    assert found == {(case.name, "") for case, _ in sent}
+    assert all(answer.json() == RIGHT for answer in answers[1::2])
+
+
+def test_no_body_at_all_is_a_400(server: TorchServe) -> None:
+    assert post(server).status_code == 400
+    assert post(server, data=b"", headers={"Content-Type": "application/json"}).status_code == 400
+
+
+def test_every_way_gives_the_same_answer(server: TorchServe) -> None:
+    for request in as_sent(json.dumps(GOOD).encode()).values():
+        answer = post(server, **request)
+        assert answer.json() == RIGHT
+        assert answer.headers["content-type"] == "application/json"
+
+
+def test_unusual_forms_of_a_bad_request_are_no_server_errors(server: TorchServe) -> None:
+    url = f"{server.inference_address}/predictions/my_model"
+    headers = {"Authorization": f"Bearer {server.token('inference')}"}
+    answers = [
+        requests.get(url, headers=headers, timeout=60),
+        requests.get(url, params={"input": "a"}, headers=headers, timeout=60),
+        requests.get(url, params={"data": "a"}, headers=headers, timeout=60),
+        requests.post(url, headers=headers, timeout=60),
+        requests.post(url, data={"input": "a"}, headers=headers, timeout=60),
+        requests.post(url, files={"input": b"a"}, headers=headers, timeout=60),
+        requests.post(url, files={"data": b"\xff\x00"}, headers=headers, timeout=60),
+        requests.post(url, json={"input": "a"}, headers={**headers, "Content-Encoding": "x"}, timeout=60),
+    ]
+    assert [answer.status_code for answer in answers] == [400] * len(answers)
+    over = requests.post(url, data=b"x" * 7_000_000, headers=headers, timeout=60)
+    assert over.status_code == 413
+    assert server.inference.predict("my_model", {"input": ["I love this!"]}) == ["Positive"]

@@ -352,14 +352,18 @@ def _required_arguments(node: ast.ClassDef) -> list[str]:
 
 
 def _check_built_in(inputs: Inputs, classes: Sequence[str] | None) -> None:
-    handler, weights = inputs.handler, inputs.serialized_file
+    handler = inputs.handler
+    if handler not in _FETCH_THEIR_MODEL:
+        _check_model_of_built_in(inputs, classes)
     if packages := missing_packages(handler):
         raise ArchiveError(
             f"TorchServe's {handler} imports packages that are not installed: {', '.join(packages)}. "
             f"Install them here and where the model is served: pip install {' '.join(packages)}"
         )
-    if handler in _FETCH_THEIR_MODEL:
-        return
+
+
+def _check_model_of_built_in(inputs: Inputs, classes: Sequence[str] | None) -> None:
+    handler, weights = inputs.handler, inputs.serialized_file
     if weights is None:
         raise ArchiveError(
             f"TorchServe's {handler} needs a model, but none is given. Give serialized_file=, and also "

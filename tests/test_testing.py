@@ -1,0 +1,82 @@
+"""run_handler: the arguments of build_archive and a batch of requests, answered as the server would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import handlers
+from tutorial_lib import ArchiveError
+from tutorial_lib.testing import run_handler
+
+WORD = "import helper\n\n\ndef handle(data, context):\n    return data and [helper.WORD] * len(data)\n"
+
+
+def test_an_edited_module_of_the_archive_is_used_at_once(tmp_path: Path) -> None:
+    (tmp_path / "word.py").write_text(WORD)
+    helper = tmp_path / "helper.py"
+    for word in ("one", "two"):
+        helper.write_text(f"WORD = {word!r}\n")
+        assert run_handler(tmp_path / "word.py", [{"body": 1}], extra_files=[helper]) == [(200, word)]
+
+
+def test_relative_paths_are_those_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"h.py": handlers.TEXT, "words.txt": "good", "s.yaml": "a: 1"}.items():
+        Path(name).write_text(content)
+    answers = run_handler("h.py", [{"body": "good"}], extra_files=["words.txt"], config_file="s.yaml")
+    assert answers == [(200, ["good"])]
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_plain_model(batch: int, tmp_path: Path) -> None:
+    (tmp_path / "image.py").write_text(handlers.IMAGE)
+    model_file, weights = handlers.write_model(tmp_path, "image", handlers.IMAGE_MODEL)
+    requests = [{"data": bytes(range(i, i + 64))} for i in range(batch)]
+    answers = run_handler(tmp_path / "image.py", requests, model_file=model_file, serialized_file=weights)
+    assert [answer.status for answer in answers] == [200] * batch
+    assert all(answer.body in range(5) for answer in answers)
+
+
+def test_a_handler_of_torchserve_by_its_name(tmp_path: Path) -> None:
+    (model_file, weights), extra = handlers.write_classifier(tmp_path)
+    arguments: dict[str, Any] = {"model_file": model_file, "serialized_file": weights, "extra_files": extra}
+    [answer] = run_handler("text_classifier", [{"body": "good day"}], **arguments)
+    assert answer.status == 200 and set(answer.body) == {"Bad", "Good"}
+
+
+def test_an_envelope_and_answers_that_are_not_json(tmp_path: Path) -> None:
+    (tmp_path / "h.py").write_text("def handle(data, context):\n    return data\n")
+    rows = {"instances": ["a", "b"]}
+    assert run_handler(tmp_path / "h.py", [{"body": rows}], envelope="json") == [
+        (200, {"predictions": ["a", "b"]})
+    ]
+    (tmp_path / "h.py").write_text("def handle(data, context):\n    return data and ['plain', b'\\xff']\n")
+    assert run_handler(tmp_path / "h.py", [{"body": 1}, {"body": 2}]) == [(200, "plain"), (200, "\ufffd")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"handler": "gone.py"}, "no handler file"),
+        ({"handler": "no_such_handler"}, "one of TorchServe's own"),
+        ({"handler": "h.py", "extra_files": ["gone"]}, "no file gone"),
+        ({"handler": "h.py", "model_dir": "gone"}, "no model folder"),
+    ],
+)
+def test_missing_files_are_refused_with_a_sentence(
+    arguments: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("h.py").write_text("def handle(data, context):\n    return data\n")
+    with pytest.raises(ArchiveError, match=sentence):
+        run_handler(requests=[{"body": 1}], **arguments)
+
+
+def test_what_initialize_raises_comes_through(tmp_path: Path) -> None:
+    (tmp_path / "h.py").write_text("def handle(data, context):\n    raise OSError('no such weights')\n")
+    with pytest.raises(OSError, match="no such weights"):
+        run_handler(tmp_path / "h.py", [{"body": 1}])
