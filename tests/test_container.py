@@ -16,6 +16,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tutorial_lib import (
+    ArchiveError,
     Container,
     ContainerExited,
     EngineError,
@@ -26,16 +27,18 @@ from tutorial_lib import (
     PortInUse,
     StartTimeout,
     TutorialError,
+    build_archive,
     find_engine,
 )
-from tutorial_lib.server import owner_name
+from tutorial_lib.processes import owner_name
 
 BIN = Path(sys.executable).parent
-StandIn = Callable[..., Path]
+IMAGE_FILES = ROOT / "deploy" / "image"
+FakeEngine = Callable[..., Path]
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Puts a program on PATH that writes its arguments to `calls`, and does what a shell's `case` says."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -53,31 +56,26 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return put
 
 
-@pytest.fixture
-def course(tmp_path: Path) -> Path:
-    """A folder to build from, with a Dockerfile and an archive that the stand-in will not read."""
-    for folder in ("deploy", "model_store"):
-        (tmp_path / "course" / folder).mkdir(parents=True)
-    (tmp_path / "course" / "model_store" / "m.mar").touch()
-    return tmp_path / "course"
-
-
-def build(course: Path, **options: str) -> Image:
-    return Image.build("localhost/m:1", course / "model_store" / "m.mar", folder=course, **options)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small archive, which the fake engine will not read."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "h.py").write_text("def handle(data, context):\n    return data\n")
+    return build_archive("m", handler=folder / "h.py", export_path=folder)
 
 
 # Which engine
 
 
-def test_no_engine_says_what_to_install(stand_in: StandIn) -> None:
+def test_no_engine_says_what_to_install(fake_engine: FakeEngine) -> None:
     with pytest.raises(EngineNotFound, match=r"No podman and no docker .* `apt install podman`"):
         find_engine()
 
 
 def test_an_engine_that_was_asked_for_is_the_only_one(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in("podman")
+    fake_engine("podman")
     monkeypatch.setenv("CONTAINER_ENGINE", "docker")
     with pytest.raises(EngineNotFound, match="CONTAINER_ENGINE is 'docker'"):
         find_engine()
@@ -98,15 +96,15 @@ def test_an_engine_that_was_asked_for_is_the_only_one(
         ),
     ],
 )
-def test_an_engine_that_does_not_work_says_why(stand_in: StandIn, said: str, shown: str) -> None:
-    stand_in("docker", f"ps*) echo '{said}' >&2; exit 1;;")
+def test_an_engine_that_does_not_work_says_why(fake_engine: FakeEngine, said: str, shown: str) -> None:
+    fake_engine("docker", f"ps*) echo '{said}' >&2; exit 1;;")
     with pytest.raises(EngineNotFound, match=re.escape(shown)):
         find_engine()
 
 
-def test_docker_steps_in_for_a_broken_podman(stand_in: StandIn) -> None:
-    stand_in("podman", "ps*) echo 'cannot set up namespace' >&2; exit 125;;")
-    stand_in("docker")
+def test_docker_steps_in_for_a_broken_podman(fake_engine: FakeEngine) -> None:
+    fake_engine("podman", "ps*) echo 'cannot set up namespace' >&2; exit 125;;")
+    fake_engine("docker")
     assert find_engine().name == "docker"
 
 
@@ -114,7 +112,7 @@ def test_docker_steps_in_for_a_broken_podman(stand_in: StandIn) -> None:
 
 
 def test_what_podman_is_told_to_build(
-    stand_in: StandIn, course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_engine: FakeEngine, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wheels").mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -122,18 +120,18 @@ def test_what_podman_is_told_to_build(
     monkeypatch.setenv("PIP_INDEX_URL", "https://user:secret@pip.example.org/simple")
     monkeypatch.setenv("PIP_CERT", str(tmp_path / "ca.crt"))
     copy = f'cat "${{a##*=}}" > {tmp_path}/conf'
-    calls = stand_in(
+    calls = fake_engine(
         "podman",
         f"build*) for a; do case $a in *id=pipconf*) {copy};; esac; done;;",
     )
-    image = build(course, model="tweets", base="localhost/base:1")
+    image = Image.build("localhost/m:1", archive, model="tweets", base="localhost/base:1")
     told = calls.read_text().splitlines()
     assert {
         "--format=docker",
         "--build-arg=BASE_IMAGE=localhost/base:1",
         "--build-arg=MODEL_NAME=tweets",
     } <= set(told)
-    assert "--build-arg=MODEL_ARCHIVE=model_store/m.mar" in told and image.name == "localhost/m:1"
+    assert "--build-arg=MODEL_ARCHIVE=model_store/model.mar" in told and image.name == "localhost/m:1"
     assert "--build-arg=TORCH_INDEX=" in told  # this pip has sources of its own
     assert (
         f"--build-context=wheels={tmp_path}/wheels" in told
@@ -147,13 +145,13 @@ def test_what_podman_is_told_to_build(
 
 
 def test_what_docker_is_told_to_build(
-    stand_in: StandIn, course: Path, monkeypatch: pytest.MonkeyPatch
+    fake_engine: FakeEngine, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    calls = stand_in("docker", "'image inspect'*) exit 1;;")
-    build(course)
+    calls = fake_engine("docker", "'image inspect'*) exit 1;;")
+    Image.build("localhost/m:1", archive)
     told = calls.read_text()
     assert "--format" not in told and "TORCH_INDEX" not in told and "--build-context" not in told
     assert "--build-arg=BASE_IMAGE=docker.io/library/debian:bookworm-slim" in told
@@ -164,27 +162,53 @@ def test_what_docker_is_told_to_build(
     [
         (
             "initializing source docker://base:1: pinging container registry",
-            "base image .*deploy/base-image.sh",
+            "base image .*deploy/image/base-image.sh",
         ),
         ("OSError: [Errno 28] No space left on device", "The disk is full: `podman system prune`"),
         ("ERROR: No matching distribution found for torch==2.13.0", "pip config list"),
         ("something new", "The build's last lines say why"),
     ],
 )
-def test_a_build_that_fails_says_why(stand_in: StandIn, course: Path, said: str, advice: str) -> None:
-    stand_in("podman", f"build*) echo 'STEP 1'; echo '{said}' >&2; exit 125;;")
+def test_a_build_that_fails_says_why(fake_engine: FakeEngine, archive: Path, said: str, advice: str) -> None:
+    fake_engine("podman", f"build*) echo 'STEP 1'; echo '{said}' >&2; exit 125;;")
     with pytest.raises(ImageError, match=advice) as caught:
-        build(course, base="localhost/base:1")
+        Image.build("localhost/m:1", archive, base="localhost/base:1")
     assert said in str(caught.value)
 
 
-def test_an_archive_that_the_build_would_not_see(stand_in: StandIn, course: Path, tmp_path: Path) -> None:
-    stand_in("podman")
-    with pytest.raises(ImageError, match="There is no archive"):
-        Image.build("m", course / "model_store" / "other.mar", folder=course)
-    (tmp_path / "far.mar").touch()
-    with pytest.raises(ImageError, match=r"is not in .*model_store"):
-        Image.build("m", tmp_path / "far.mar", folder=course)
+def test_a_build_sees_its_own_files_alone_wherever_it_is_started(
+    fake_engine: FakeEngine, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an empty folder: the layout is the course's own, so that one Dockerfile fits both."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    fake_engine("podman", f'build*) cd "${{@: -1}}"; find . -type f > {tmp_path}/seen;;')
+    Image.build("localhost/m:1", archive)
+    seen = {line.removeprefix("./") for line in (tmp_path / "seen").read_text().splitlines()}
+    copied = re.findall(r"(?m)^COPY (?!--from)((?:.*\\\n)*.*)", (IMAGE_FILES / "Dockerfile").read_text())
+    sources = {word for line in copied for word in line.split()[:-1] if word[0] not in "-\\$"}
+    assert {"constraints.txt", "deploy/image/serve.sh", "metrics.yaml"} <= sources <= seen
+    assert seen - {f"deploy/image/{file.name}" for file in IMAGE_FILES.iterdir()} == {
+        "constraints.txt",
+        "metrics.yaml",
+        "model_store/model.mar",
+    }
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert {"deploy/image" if path.startswith("deploy/image/") else path for path in sources} <= allowed
+
+
+def test_only_a_whole_mar_is_built_into_an_image(
+    fake_engine: FakeEngine, archive: Path, tmp_path: Path
+) -> None:
+    fake_engine("podman")
+    with pytest.raises(ArchiveError, match="There is no archive"):
+        Image.build("m", tmp_path / "other.mar")
+    folder = build_archive(
+        "f", handler=archive.with_name("h.py"), export_path=tmp_path, archive_format="no-archive"
+    )
+    with pytest.raises(ImageError, match=r"An image holds a \.mar"):
+        Image.build("m", folder)
 
 
 # Running
@@ -196,8 +220,8 @@ inspect*) echo '{"Running": false, "ExitCode": 137}';;
 logs*) echo 'the last line';;"""
 
 
-def test_a_container_is_closed_to_the_outside_and_to_itself(stand_in: StandIn) -> None:
-    stand_in("podman")
+def test_a_container_is_closed_to_the_outside_and_to_itself(fake_engine: FakeEngine) -> None:
+    fake_engine("podman")
     command = Container("localhost/m:1", ports={"inference": 8000}, memory="2g").command()
     assert [part for part in command if part.startswith("--publish")] == [
         "--publish=127.0.0.1:8000:8080",
@@ -211,14 +235,14 @@ def test_a_container_is_closed_to_the_outside_and_to_itself(stand_in: StandIn) -
     assert "--env=TOKEN_AUTH=off" in Container("localhost/m:1", token_auth=False).command()
 
 
-def test_a_container_that_dies_says_its_last_words_and_is_removed(stand_in: StandIn) -> None:
-    calls = stand_in("podman", GONE)
+def test_a_container_that_dies_says_its_last_words_and_is_removed(fake_engine: FakeEngine) -> None:
+    calls = fake_engine("podman", GONE)
     container = Container("localhost/m:1", name="mine")
     with pytest.raises(ContainerExited, match=r"(?s)status 137\..*\nthe last line") as caught:
         container.start()
     assert caught.value.returncode == 137
     assert "rm\n--force\nmine\n" in calls.read_text()
-    assert container.logs() == "the last line"
+    assert container.log_tail() == "the last line"
 
 
 @pytest.mark.parametrize(
@@ -232,31 +256,31 @@ def test_a_container_that_dies_says_its_last_words_and_is_removed(stand_in: Stan
     ],
     ids=["its state says so", "its log says so"],
 )
-def test_a_container_that_ran_out_of_memory(stand_in: StandIn, gone: str, said: str) -> None:
-    stand_in("podman", gone)
+def test_a_container_that_ran_out_of_memory(fake_engine: FakeEngine, gone: str, said: str) -> None:
+    fake_engine("podman", gone)
     with pytest.raises(OutOfMemory, match=rf"limit of 200m is too small\. .*{said}"):
         Container("localhost/m:1", memory="200m").start()
 
 
-def test_docker_tells_no_ports_of_a_container_that_died_at_once(stand_in: StandIn) -> None:
-    stand_in("docker", f"port*) exit 1;;\n{GONE}")
+def test_docker_tells_no_ports_of_a_container_that_died_at_once(fake_engine: FakeEngine) -> None:
+    fake_engine("docker", f"port*) exit 1;;\n{GONE}")
     with pytest.raises(ContainerExited, match="the last line"):
         Container("localhost/m:1").start()
 
 
-def test_what_ended_it_is_told_even_where_it_cannot_be_removed(stand_in: StandIn, tmp_path: Path) -> None:
-    stand_in("podman", f"rm*) echo 'device or resource busy' >&2; exit 1;;\n{GONE}")
+def test_its_end_is_told_even_where_it_cannot_be_removed(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine("podman", f"rm*) echo 'device or resource busy' >&2; exit 1;;\n{GONE}")
     with pytest.raises(ContainerExited, match="the last line") as caught:
         Container("localhost/m:1", name="mine").start()
     assert ["mine could not be removed" in note for note in caught.value.__notes__] == [True]
     assert not list(Path(tempfile.gettempdir()).glob(f"{owner_name()}-*"))  # its keys are
 
 
-def test_what_it_said_before_a_restart_is_no_news(stand_in: StandIn) -> None:
+def test_what_it_said_before_a_restart_is_no_news(fake_engine: FakeEngine) -> None:
     running = GONE.replace("false", "true")
-    stand_in("podman", running)
+    fake_engine("podman", running)
     container = Container("localhost/m:1", startup_timeout=1).start()
-    stand_in(
+    fake_engine(
         "podman",
         "exec*) echo 'not yet'; exit 1;;\n*--since*) echo 'loading';;\n"
         "logs*) echo 'Backend worker process died.';;\n" + running,
@@ -266,25 +290,25 @@ def test_what_it_said_before_a_restart_is_no_news(stand_in: StandIn) -> None:
     container.remove()
 
 
-def test_only_what_a_dead_process_of_this_machine_left_is_removed(stand_in: StandIn, tmp_path: Path) -> None:
+def test_only_what_a_dead_owner_left_is_removed(fake_engine: FakeEngine, tmp_path: Path) -> None:
     def left(owner: str) -> str:
         listed = "ps*--filter*label=torchserve-course.host=*) echo ts-1-1-left;;"
         return f"{listed}\ninspect*index*) echo {owner};;\n"
 
-    calls = stand_in("podman", left(owner_name()) + GONE)
+    calls = fake_engine("podman", left(owner_name()) + GONE)
     with pytest.raises(ContainerExited):
         Container("localhost/m:1", name="mine").start()
     assert "ts-1-1-left\n" in calls.read_text() and "--force\nts-1-1-left" not in calls.read_text()
-    stand_in("podman", left(f"ts-{os.getpid()}-1") + GONE)  # that process is gone, its number is ours now
+    fake_engine("podman", left(f"ts-{os.getpid()}-1") + GONE)  # that process is gone, its number is ours now
     with pytest.raises(ContainerExited):
         Container("localhost/m:1", name="mine").start()
     assert "--force\nts-1-1-left" in calls.read_text()
 
 
-def test_keys_are_drawn_for_one_container_and_go_with_it(stand_in: StandIn, tmp_path: Path) -> None:
+def test_keys_are_drawn_for_one_container_and_go_with_it(fake_engine: FakeEngine, tmp_path: Path) -> None:
     copy = f'a=${{a#*=}}; cp -r "${{a%%:*}}" {tmp_path}/keys'
     keep = f"run*) for a; do case $a in --volume=*) {copy};; esac; done;;"
-    calls = stand_in("podman", keep + "\n" + GONE)
+    calls = fake_engine("podman", keep + "\n" + GONE)
     container = Container("localhost/m:1")
     with pytest.raises(ContainerExited):
         container.start()
@@ -295,25 +319,25 @@ def test_keys_are_drawn_for_one_container_and_go_with_it(stand_in: StandIn, tmp_
     assert not Path(mounted.removeprefix("--volume=").partition(":")[0]).exists()
 
 
-def test_a_container_that_never_gets_ready_meets_its_deadline(stand_in: StandIn) -> None:
+def test_a_container_that_never_gets_ready_meets_its_deadline(fake_engine: FakeEngine) -> None:
     running = GONE.replace("false", "true")
-    stand_in("podman", f"exec*) echo '0 of 1 workers of m are READY.'; exit 1;;\n{running}")
+    fake_engine("podman", f"exec*) echo '0 of 1 workers of m are READY.'; exit 1;;\n{running}")
     with pytest.raises(StartTimeout, match="within 1 s: 0 of 1 workers of m are READY"):
         Container("localhost/m:1", startup_timeout=1).start()
 
 
-def test_what_can_be_known_before_it_starts(stand_in: StandIn) -> None:
-    stand_in("podman", "'image inspect'*) exit 1;;")
+def test_what_can_be_known_before_it_starts(fake_engine: FakeEngine) -> None:
+    fake_engine("podman", "'image inspect'*) exit 1;;")
     with pytest.raises(ImageError, match=r"no image localhost/m:1 on this machine: Image.build"):
         Container("localhost/m:1").start()
-    with pytest.raises(TutorialError, match=r"no port 'grpc'. The ports are inference, management, metrics"):
+    with pytest.raises(ValueError, match=r"no port 'grpc'. The ports are inference, management, metrics"):
         Container("localhost/m:1", ports={"grpc": 1})
     with pytest.raises(TutorialError, match="has not been started"):
         _ = Container("localhost/m:1").inference_address
 
 
-def test_a_taken_port_is_named(stand_in: StandIn) -> None:
-    stand_in(
+def test_a_taken_port_is_named(fake_engine: FakeEngine) -> None:
+    fake_engine(
         "podman",
         "run*) echo 'Error: listen tcp4 127.0.0.1:8000: bind: address already in use' >&2; exit 126;;",
     )
@@ -321,15 +345,15 @@ def test_a_taken_port_is_named(stand_in: StandIn) -> None:
         Container("localhost/m:1", ports={"inference": 8000}).start()
 
 
-def test_a_refusal_of_the_engine_is_quoted(stand_in: StandIn) -> None:
-    stand_in("podman", "run*) echo 'Error: unknown flag: --no-such' >&2; exit 125;;")
+def test_a_refusal_of_the_engine_is_quoted(fake_engine: FakeEngine) -> None:
+    fake_engine("podman", "run*) echo 'Error: unknown flag: --no-such' >&2; exit 125;;")
     with pytest.raises(EngineError, match="`podman run` failed: Error: unknown flag: --no-such"):
         Container("localhost/m:1", options=["--no-such"]).start()
 
 
-def test_a_full_disk_is_named_wherever_it_is_met(stand_in: StandIn) -> None:
+def test_a_full_disk_is_named_wherever_it_is_met(fake_engine: FakeEngine) -> None:
     full = "echo 'Error: writing blob: no space left on device' >&2; exit 125;;"
-    stand_in("podman", f"run*|push*) {full}")
+    fake_engine("podman", f"run*|push*) {full}")
     with pytest.raises(EngineError, match="The disk is full: `podman system prune`"):
         Container("localhost/m:1").start()
     with pytest.raises(ImageError, match=r"(?s)push of r/m:1 failed.*The disk is full") as caught:
@@ -341,16 +365,16 @@ def test_a_full_disk_is_named_wherever_it_is_met(stand_in: StandIn) -> None:
 
 
 def test_dockerfile_has_no_lint() -> None:
-    done = subprocess.run([BIN / "hadolint", ROOT / "deploy" / "Dockerfile"], capture_output=True, text=True)
+    done = subprocess.run([BIN / "hadolint", IMAGE_FILES / "Dockerfile"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_kubernetes_would_take_the_manifest() -> None:
-    command: list[str | Path] = [BIN / "kubernetes-validate", "--strict", ROOT / "deploy" / "kubernetes.yaml"]
+    command: list[str | Path] = [BIN / "kubernetes-validate", "--strict", IMAGE_FILES / "kubernetes.yaml"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     kinds = [
-        document["kind"] for document in yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text())
+        document["kind"] for document in yaml.safe_load_all((IMAGE_FILES / "kubernetes.yaml").read_text())
     ]
     assert kinds == ["Deployment", "Service", "HorizontalPodAutoscaler"]
 
@@ -358,15 +382,15 @@ def test_kubernetes_would_take_the_manifest() -> None:
 @pytest.mark.parametrize("script", ["serve.sh", "setup.sh", "base-image.sh"])
 def test_scripts_have_no_lint(script: str) -> None:
     done = subprocess.run(
-        [BIN / "shellcheck", "--severity=warning", ROOT / "deploy" / script], capture_output=True, text=True
+        [BIN / "shellcheck", "--severity=warning", IMAGE_FILES / script], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_compose_checks_health_as_the_image_does() -> None:
     """podman-compose builds images that lose their HEALTHCHECK."""
-    server = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]["torchserve"]
-    _, _, wanted = (ROOT / "deploy" / "Dockerfile").read_text().partition("HEALTHCHECK ")
+    server = yaml.safe_load((IMAGE_FILES / "compose.yaml").read_text())["services"]["torchserve"]
+    _, _, wanted = (IMAGE_FILES / "Dockerfile").read_text().partition("HEALTHCHECK ")
     options, _, command = wanted.splitlines()[0].partition(" CMD ")
     check = server["healthcheck"]
     assert check.pop("test") == ["CMD", *json.loads(command)]
@@ -377,15 +401,21 @@ def test_compose_checks_health_as_the_image_does() -> None:
 
 
 def test_monitoring_joins_the_server_and_mounts_files_that_are_there(
-    stand_in: StandIn, tmp_path: Path
+    fake_engine: FakeEngine, tmp_path: Path
 ) -> None:
-    stand_in("podman", "*version*) echo podman version 4.3.1;;")  # which podman-compose asks for first
+    fake_engine("podman", "*version*) echo podman version 4.3.1;;")  # which podman-compose asks for first
     keys = tmp_path / "keys"
     keys.mkdir()
     (keys / "inference").touch()
     done = subprocess.run(
         [
-            *(BIN / "podman-compose", "-f", "deploy/compose.yaml", "-f", "deploy/monitoring.compose.yaml"),
+            *(
+                BIN / "podman-compose",
+                "-f",
+                "deploy/image/compose.yaml",
+                "-f",
+                "deploy/monitoring/compose.yaml",
+            ),
             "config",
         ],
         cwd=ROOT,
@@ -403,4 +433,4 @@ def test_monitoring_joins_the_server_and_mounts_files_that_are_there(
         if volume.startswith((".", "/"))
     ]
     assert len(mounted) == 5
-    assert [path for path in mounted if not (ROOT / "deploy" / path).exists()] == []
+    assert [path for path in mounted if not (IMAGE_FILES / path).exists()] == []

@@ -39,19 +39,9 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def store(mar: Path) -> Iterator[Path]:
-    """A folder of the model store, which is what a build sees."""
-    folder = ROOT / "model_store" / "container-tests"
-    folder.mkdir(exist_ok=True)
-    shutil.copy(mar, folder / "sentiment.mar")
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def image(store: Path) -> Image:
+def image(mar: Path) -> Image:
     """Its name is the one under which chapter 06, which runs after these tests, finds it."""
-    return Image.build("localhost/torchserve-course:latest", store / "sentiment.mar", folder=ROOT)
+    return Image.build("localhost/torchserve-course:latest", mar)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +57,7 @@ def kill(container: Container, pattern: str) -> None:
 # What is in it
 
 
-def test_the_image_is_small_and_a_new_model_costs_one_layer(image: Image, store: Path) -> None:
+def test_the_image_is_small_and_a_new_model_costs_one_layer(image: Image, tmp_path: Path) -> None:
     layers = image.layers()
     assert image.megabytes < 1400, layers
     assert "model.mar" in layers[-1].instruction and layers[-1].megabytes < 60
@@ -78,8 +68,8 @@ def test_the_image_is_small_and_a_new_model_costs_one_layer(image: Image, store:
     assert torch < others < len(layers) - 1
 
     started = time.monotonic()
-    again = build_archive("again", handler=ROOT / "handler.py", export_path=store)
-    second = Image.build("localhost/torchserve-course:again", again, folder=ROOT)
+    again = build_archive("again", handler=ROOT / "handler.py", export_path=tmp_path)
+    second = Image.build("localhost/torchserve-course:again", again)
     try:
         assert second.layers()[:-1] == layers[:-1]
         assert time.monotonic() - started < 60
@@ -225,7 +215,7 @@ def test_without_its_server_it_ends_and_says_so(image: Image, process: str, said
         kill(running, process)
         eventually(lambda: not running.state()["Running"], seconds=20)
         assert running.state()["ExitCode"] == 1
-        assert said in running.logs(5)
+        assert said in running.log_tail(5)
 
 
 def test_too_little_memory_is_a_sentence(image: Image) -> None:
@@ -243,12 +233,12 @@ def test_behind_a_gateway_it_asks_for_no_keys_and_idle_it_stops_at_once(image: I
         assert running.state()["ExitCode"] == 0
 
 
-def test_a_model_that_does_not_load_shows_its_traceback(image: Image, store: Path) -> None:
-    (store / "broken.py").write_text(
+def test_a_model_that_does_not_load_shows_its_traceback(image: Image, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
         "import no_such_package\n\ndef handle(data, context):\n    return data\n"
     )
-    broken = build_archive("broken", handler=store / "broken.py", export_path=store)
-    second = Image.build("localhost/torchserve-course:broken", broken, folder=ROOT)
+    broken = build_archive("broken", handler=tmp_path / "broken.py", export_path=tmp_path)
+    second = Image.build("localhost/torchserve-course:broken", broken)
     try:
         with pytest.raises(WorkerFailed, match="No module named 'no_such_package'"):
             Container(second).start()
@@ -299,7 +289,7 @@ def test_podman_runs_what_kubernetes_would(image: Image, tmp_path: Path) -> None
         "metadata": {"name": "torchserve-keys"},
         "data": {"inference": encoded, "management": encoded},
     }
-    deployment, *others = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
+    deployment, *others = yaml.safe_load_all((ROOT / "deploy" / "image" / "kubernetes.yaml").read_text())
     server = deployment["spec"]["template"]["spec"]["containers"][0]
     server["image"] = image.name
     server["ports"][0] |= {"hostPort": port, "hostIP": "127.0.0.1"}  # podman has no Services
@@ -346,7 +336,7 @@ def test_compose_runs_it(image: Image, tmp_path: Path) -> None:
         "-p",
         "course-test",
         "-f",
-        ROOT / "deploy" / "compose.yaml",
+        ROOT / "deploy" / "image" / "compose.yaml",
     ]
     try:
         up = subprocess.run(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
+import logging
 import os
 import platform
 import re
@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from tutorial_lib.addresses import Addresses
+from tutorial_lib.archive import read_manifest
 from tutorial_lib.client import TokenType
+from tutorial_lib.course_files import course_file
 from tutorial_lib.errors import (
     ContainerExited,
     EngineError,
@@ -30,21 +30,20 @@ from tutorial_lib.errors import (
     ImageError,
     OutOfMemory,
     PortInUse,
-    StartTimeout,
     TutorialError,
-    WorkerFailed,
 )
-from tutorial_lib.logs import cause_of_death
-from tutorial_lib.server import owner_lives, owner_name, sweep
+from tutorial_lib.model_server import ADDRESSES, ModelServer
+from tutorial_lib.processes import owner_lives, owner_name, reap_orphans
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
-LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # what deploy/base-image.sh makes with no registry
+LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # what deploy/image/base-image.sh makes with no registry
 
-_PORTS: dict[str, int] = {"inference": 8080, "management": 8081, "metrics": 8082}  # inside
+_PORTS = dict(zip(ADDRESSES, (8080, 8081, 8082), strict=True))  # inside
 _LOOPBACK = "127.0.0.1"
 _HOST, _OWNER = "torchserve-course.host", "torchserve-course.owner"  # labels: whose a container is
-_POLL = 0.2  # seconds between two looks at a starting container
 _ASK_TIMEOUT = 60.0  # seconds for commands that should answer at once
+_STAGED_ARCHIVE = "model_store/model.mar"  # in the folder that a build sees
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,56 +176,57 @@ class Image:
         archive: str | Path = "model_store/BERTweetSentimentAnalysis.mar",
         *,
         model: str = "my_model",
-        folder: str | Path = ".",
         base: str | None = None,
         build_args: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> Image:
-        """Builds deploy/Dockerfile around a model archive, and prints the build's lines as they come.
+        """Builds the course's deploy/image/Dockerfile around an archive, and prints the build's lines.
 
         This machine's pip settings (index, certificates, a folder of wheels) go into the build as secrets:
         they are there while it runs, and not in the image.
 
         Args:
             name: the image's name and tag.
-            archive: the model; lies in the model_store of `folder`.
+            archive: the .mar to serve; it may lie anywhere.
             model: the name to serve it as.
-            folder: what the build can see: the course's folder.
-            base: the base image; None for the local one, if deploy/base-image.sh made it, else Debian's.
+            base: the base image; None for the one that deploy/image/base-image.sh made, else Debian's.
             build_args: more of the Dockerfile's arguments, such as TORCH_INDEX.
+            engine: what builds it; None for `find_engine()`'s.
+
+        Returns:
+            the image, on this machine.
 
         Raises:
+            ArchiveError: there is no such archive, or it is broken.
             EngineNotFound: no engine, or none that works.
-            ImageError: there is no such archive, the base image can't be had, the disk is full, or a step
+            ImageError: the archive is not a .mar, the base image can't be had, the disk is full, or a step
                 failed.
         """
-        engine = engine or find_engine()
-        root = Path(folder).resolve()
-        try:
-            inside = Path(archive).resolve(strict=True).relative_to(root / "model_store")
-        except FileNotFoundError:
-            raise ImageError(f"There is no archive {archive}. Build it with build_archive(…).") from None
-        except ValueError:
+        read_manifest(archive)
+        if not Path(archive).is_file() or not str(archive).endswith(".mar"):
             raise ImageError(
-                f"The archive {archive} is not in {Path(folder) / 'model_store'}, and a build sees nothing "
-                "else: build_archive(…, export_path='model_store') puts it there."
-            ) from None
+                f"An image holds a .mar, and {archive} is none. Build the archive with "
+                'archive_format="default" or "zip-store".'
+            )
+        engine = engine or find_engine()
         if base is None:
             base = LOCAL_BASE_IMAGE if engine.has_image(LOCAL_BASE_IMAGE) else BASE_IMAGE
         arguments = {
             "BASE_IMAGE": base,
             "MODEL_NAME": model,
-            "MODEL_ARCHIVE": f"model_store/{inside.as_posix()}",
+            "MODEL_ARCHIVE": _STAGED_ARCHIVE,
             **(build_args or {}),
         }
-        command = ["build", "--file", str(root / "deploy" / "Dockerfile"), "--tag", name]
+        command = ["build", "--tag", name]
         if engine.name == "podman":
             command += ["--format=docker", "--network=host"]  # its own format knows no HEALTHCHECK
-        with _pip_options(arguments) as options:
+        _logger.info("building the image %s around %s", name, archive)
+        with _pip_options(arguments) as options, _build_context(Path(archive)) as context:
             command += options
             command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
+            command += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
             try:
-                engine.stream(*command, str(root))
+                engine.stream(*command)
             except EngineError as error:
                 raise ImageError(
                     f"The image was not built. {_build_hint(error.said, base)}\n{error.said}"
@@ -278,20 +278,21 @@ class Health(NamedTuple):
     message: str
 
 
-class Container(Addresses):
+class Container(ModelServer):
     """A running container of an image, ready inside `with` and gone after it.
 
-    After a crash of its owner, the next one to start removes what was left.
+    If its owner is killed, the next container to start removes what was left.
 
-    Its ports are published on loopback only, its root file system is read-only, and a prediction asks for
-    a key, which is drawn here and mounted into it. "Ready" means that the model has a READY worker.
+    Its ports are published on loopback only, its root file system is read-only, and a prediction needs
+    an access token, which is generated here and mounted into it. "Ready" means that the model has a READY
+    worker.
 
     Args:
         image: what to run; a str is the name of one.
         name: the container's name; None for a new one.
         ports: host ports by name ("inference", "management", "metrics"); those not given are free ones.
-        token_auth: ask for keys; False is for those with a gateway of their own before it.
-        memory: the most it may use, as the engine takes it: "2g".
+        token_auth: ask for access tokens; False is for those with a gateway of their own before it.
+        memory: its memory limit, as the engine takes it: "2g".
         options: more options of the engine's `run`.
         startup_timeout: the one deadline for the whole start, in seconds.
 
@@ -316,46 +317,29 @@ class Container(Addresses):
         options: Sequence[str] = (),
         startup_timeout: float = 120,
     ) -> None:
+        super().__init__(token_auth=token_auth, startup_timeout=startup_timeout)
+        unknown = sorted(set(ports or {}) - set(_PORTS))
+        if unknown:
+            raise ValueError(f"There is no port {unknown[0]!r}. The ports are {', '.join(_PORTS)}.")
         self.image = image if isinstance(image, Image) else Image(image)
         self.engine = self.image.engine
         self.name = name or f"{owner_name()}-{secrets.token_hex(4)}"
-        unknown = set(ports or {}) - set(_PORTS)
-        if unknown:
-            raise TutorialError(
-                f"There is no port {sorted(unknown)[0]!r}. The ports are {', '.join(_PORTS)}."
-            )
         self._wanted_ports = dict(ports or {})
-        self._token_auth, self._memory, self._options = token_auth, memory, list(options)
-        self._startup_timeout = startup_timeout
-        self._folder: Path | None = None
+        self._memory, self._options = memory, list(options)
         self._tokens: dict[str, str] = {}
         self._addresses: dict[str, str] = {}
-        self._last_lines = ""
         self._restarted: str | None = None
-        self._exists = False
 
     # Starting and stopping
 
-    def start(self) -> Self:
-        """Starts it, and waits until its model has a READY worker."""
-        if self._exists:
-            raise TutorialError(f"The container {self.name} is there already. Use it, or remove() it first.")
-        deadline = time.monotonic() + self._startup_timeout
+    def _prepare(self) -> None:
         self._restarted = None
-        self._sweep()
+        self._reap_containers()
+        reap_orphans()
         if not self.engine.has_image(self.image.name):
             raise ImageError(
                 f"There is no image {self.image.name} on this machine: Image.build(…) it, or pull() it."
             )
-        try:
-            self._run()
-            self._wait_until_ready(deadline)
-            self._connect()
-        except BaseException as error:  # a Ctrl-C too: nothing may be left behind
-            self._remove_after(error)
-            raise
-        atexit.register(self.remove)
-        return self
 
     def stop(self, grace: float = 30) -> float:
         """Asks it to end, which lets requests in flight finish; after `grace` seconds it is killed.
@@ -368,54 +352,25 @@ class Container(Addresses):
         return time.monotonic() - started
 
     def restart(self) -> None:
-        """Stops it and starts it again, with the same name and keys; waits until it is ready.
+        """Stops it and starts it again, with the same name and tokens; waits until it is ready.
 
-        docker draws new ports in place of those that were not asked for: the addresses and clients of
-        this object are right again after it, copies of them need not be.
+        docker chooses new ports in place of those that were not asked for: the addresses and clients of
+        this object are right again after a restart, copies of them need not be.
         """
         deadline = time.monotonic() + self._startup_timeout
         self.stop()
         self._restarted = datetime.now(UTC).isoformat()
         self.engine.run("start", self.name, cwd=self._folder)
         self._wait_until_ready(deadline)
-        self._connect()
 
     def remove(self) -> None:
-        """Ends it, and removes it with its keys. What it printed last stays in `logs`."""
-        atexit.unregister(self.remove)
-        try:
-            if self._exists:
-                with contextlib.suppress(EngineError):
-                    self._last_lines = self.logs(200)
-                with contextlib.suppress(EngineError):
-                    self.stop(grace=10)
-                self.engine.run("rm", "--force", self.name)
-                self._exists = False
-        finally:
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder = None
+        """Ends it, and removes it with its tokens. `log_tail` keeps the last lines."""
+        self._close()
 
-    def _remove_after(self, error: BaseException) -> None:
-        """Removes it; where that fails, the error that came first is the one to tell, with a note."""
-        try:
-            self.remove()
-        except EngineError as left:
-            error.add_note(f"The container {self.name} could not be removed: {left}")
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc is None:
-            self.remove()
-        else:
-            self._remove_after(exc)
+    def _end(self, folder: Path) -> None:
+        with contextlib.suppress(EngineError):
+            self.stop(grace=10)
+        self.engine.run("rm", "--force", self.name)
 
     def command(self, keys: str = "keys") -> list[str]:
         """The engine's command that runs it, with its arguments; `keys` is the folder with the keys."""
@@ -432,45 +387,34 @@ class Container(Addresses):
                 "--cap-drop=all",
                 "--security-opt=no-new-privileges",
             ),
-            *([f"--volume={keys}:/run/keys:ro,Z"] if self._token_auth else ["--env=TOKEN_AUTH=off"]),
+            *([f"--volume={keys}:/run/keys:ro,Z"] if self.token_auth else ["--env=TOKEN_AUTH=off"]),
             *([f"--memory={self._memory}"] if self._memory else []),
             *self._options,
             self.image.name,
         ]
 
-    def _sweep(self) -> None:
-        """Removes the containers whose owners are dead (a killed kernel), and their keys.
+    def _reap_containers(self) -> None:
+        """Removes the containers whose owners are dead (a killed kernel).
 
-        Their labels tell: the host's, since other hosts (and containers) may use the same engine, where a
-        process id means another process; and the owner's.
+        Two labels tell. The host's: other hosts (and containers) may use the same engine, and a process id
+        means another process there. And the owner's.
         """
         for name in self.engine.run(
             *("ps", "--all", "--filter", f"label={_HOST}={_host()}", "--format", "{{.Names}}")
         ).split():
-            with contextlib.suppress(EngineError):  # it went by itself
+            with contextlib.suppress(EngineError):  # it was removed meanwhile
                 label = f'{{{{index .Config.Labels "{_OWNER}"}}}}'
                 if not owner_lives(self.engine.run("inspect", "--format", label, name)):
                     self.engine.run("rm", "--force", name)
-        sweep()
 
-    def _run(self) -> None:
-        # The keys have to be readable for the user inside; the folder around them is for its owner alone.
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{owner_name()}-"))
-        keys = self._folder / "keys"
-        keys.mkdir()
-        keys.chmod(0o755)
-        for kind in ("inference", "management") if self._token_auth else ():
-            self._tokens[kind] = secrets.token_urlsafe(24)
-            (keys / kind).write_text(self._tokens[kind] + "\n", encoding="utf-8")
-            (keys / kind).chmod(0o644)
-        self._exists = True
+    def _launch(self, folder: Path) -> None:
         try:
             # in a folder of its own: podman's monitor leaves a file "oom" in it where memory ran out
             self.engine.run(
                 *("run", "--label", f"{_HOST}={_host()}", "--label", f"{_OWNER}={owner_name()}"),
-                *self.command(str(keys))[2:],
+                *self.command(str(self._write_tokens(folder)))[2:],
                 timeout=self._startup_timeout,
-                cwd=self._folder,
+                cwd=folder,
             )
         except EngineError as error:
             taken = re.search(r"address already in use|port is already allocated", error.said)
@@ -479,39 +423,47 @@ class Container(Addresses):
                     raise PortInUse(name, port) from error
             raise
 
+    def _write_tokens(self, folder: Path) -> Path:
+        """The user inside has to read the tokens; the folder around theirs is for its owner alone."""
+        keys = folder / "keys"
+        keys.mkdir()
+        keys.chmod(0o755)
+        for kind in ("inference", "management") if self.token_auth else ():
+            self._tokens[kind] = secrets.token_urlsafe(24)
+            (keys / kind).write_text(self._tokens[kind] + "\n", encoding="utf-8")
+            (keys / kind).chmod(0o644)
+        return keys
+
     def _connect(self) -> None:
         """The ports that the engine chose, and clients for them."""
         published = {name: self.engine.run("port", self.name, str(port)) for name, port in _PORTS.items()}
         self._addresses = {name: f"http://{line.splitlines()[0]}" for name, line in published.items()}
         self._connect_clients(self._tokens.get("inference"), self._tokens.get("management"))
 
-    def _wait_until_ready(self, deadline: float) -> None:
-        """One deadline across all looks: does it run, and is a worker READY?"""
-        while True:
-            state = self.state()
-            if not state["Running"]:
-                raise self._why_it_ended(state)
-            health = self.health()
-            if health.ok:
-                return
-            if "memory limit was hit" in health.message:
-                raise OutOfMemory(self._memory, health.message)
-            if "backend worker process died" in self._news(10_000).lower():
-                raise WorkerFailed(cause_of_death(lambda: self._news(10_000)))
-            if time.monotonic() > deadline:
-                raise StartTimeout(self._startup_timeout, health.message.rstrip("."), self._news(20))
-            time.sleep(_POLL)
+    def _raise_if_ended(self) -> None:
+        state = self.state()
+        if not state["Running"]:
+            raise self._why_it_ended(state)
+
+    def _waiting_for(self) -> str:
+        health = self.health()
+        if "memory limit was hit" in health.message and not health.ok:
+            raise OutOfMemory(self._memory, health.message)
+        if not health.ok:
+            return health.message.rstrip(".")
+        self._connect()
+        return ""
 
     def _why_it_ended(self, state: Mapping[str, Any]) -> TutorialError:
-        """Where memory ran out, a worker or the server itself was killed: the same news either way."""
-        log = self._news(200)
+        """Where memory ran out, a worker or the server itself was killed: the cause is the same."""
+        log = self._recent_log(200)
         killed = re.search(r"The memory limit was hit: .*", log)
         if killed or state.get("OOMKilled"):
             return OutOfMemory(self._memory, killed[0] if killed else "The kernel killed it.")
         last_lines = "\n".join(log.splitlines()[-20:])
         return ContainerExited(state["ExitCode"], last_lines, _exit_hint(state))
 
-    # What a container has to say
+    # What a running container tells
 
     def state(self) -> dict[str, Any]:
         """The engine's view: "Running", "ExitCode", "OOMKilled" and more."""
@@ -536,32 +488,35 @@ class Container(Addresses):
         return self.engine.run("exec", self.name, *command)
 
     def logs(self, n: int = 20) -> str:
-        """The last n lines that it printed; after it is gone, out of its last 200."""
-        if not self._exists:
-            return "\n".join(self._last_lines.splitlines()[-n:])
-        return self._read_log(n)
+        """Another name of `log_tail`, after the engine's command."""
+        return self.log_tail(n)
 
-    def _news(self, n: int) -> str:
-        """The last n lines since it was last started: what it said before a restart is no news."""
+    def _recent_log(self, n: int) -> str:
         return self._read_log(n, *(["--since", self._restarted] if self._restarted else []))
 
     def _read_log(self, n: int, *window: str) -> str:
-        done = subprocess.run(
-            [self.engine.program, "logs", "--tail", str(n), *window, self.name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # docker keeps the two apart
-            text=True,
-            errors="replace",
-            timeout=_ASK_TIMEOUT,
-        )
-        return done.stdout.strip()
+        try:
+            done = subprocess.run(
+                [self.engine.program, "logs", "--tail", str(n), *window, self.name],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,  # docker keeps the two apart
+                text=True,
+                errors="replace",
+                timeout=_ASK_TIMEOUT,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return "" if done.returncode else done.stdout.strip()
 
     def token(self, kind: TokenType) -> str:
-        """The key for an address: "inference" (metrics too) or "management"."""
+        """The access token of an address: "inference" (metrics too) or "management"."""
         try:
             return self._tokens[kind]
         except KeyError:
-            raise TutorialError("This container asks for no keys, or has not been started.") from None
+            raise TutorialError("This container asks for no tokens, or has not been started.") from None
+
+    def __str__(self) -> str:
+        return f"Container {self.name}"
 
     def _address(self, name: str) -> str:
         if name not in self._addresses:
@@ -570,12 +525,29 @@ class Container(Addresses):
 
 
 def _host() -> str:
-    """Where the process ids of this process mean the same: this boot of this machine, in this namespace."""
+    """Identifies this boot and PID namespace, outside of which a process id means another process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:  # not Linux
         return platform.node()
+
+
+@contextlib.contextmanager
+def _build_context(archive: Path) -> Iterator[Path]:
+    """A folder with what a build needs, laid out as the course's own, so that one Dockerfile fits both."""
+    with tempfile.TemporaryDirectory(prefix="image-") as folder:
+        root = Path(folder)
+        shutil.copytree(course_file("deploy/image"), root / "deploy" / "image")
+        for name in ("constraints.txt", "metrics.yaml"):
+            shutil.copy2(course_file(name), root / name)
+        staged = root / _STAGED_ARCHIVE
+        staged.parent.mkdir()
+        try:
+            os.link(archive.resolve(), staged)
+        except OSError:  # the archive is on another disk
+            shutil.copy2(archive, staged)
+        yield root
 
 
 @contextlib.contextmanager
@@ -680,8 +652,8 @@ def _build_hint(said: str, base: str) -> str:
         r"initializing source|resolve source metadata|short-name|pull access denied|manifest unknown", said
     ):
         return (
-            f"The base image {base} can't be had: is its registry within reach? Where there is none, "
-            "deploy/base-image.sh makes one from Debian's packages, or name one with base=."
+            f"The base image {base} can't be fetched: is its registry within reach? Where there is none, "
+            "deploy/image/base-image.sh makes one from Debian's packages, or name one with base=."
         )
     if re.search(r"No matching distribution|Could not find a version", said):
         return "pip found no package: see `pip config list`, whose settings the build uses."
@@ -693,5 +665,5 @@ def _build_hint(said: str, base: str) -> str:
 def _exit_hint(state: Mapping[str, Any]) -> str:
     """Why a container ended, where its state tells."""
     if state.get("ExitCode") in (126, 127):
-        return "Its start command can't be run: was the image built from deploy/Dockerfile?"
+        return "Its start command can't be run: was the image built from deploy/image/Dockerfile?"
     return ""

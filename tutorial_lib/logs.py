@@ -1,4 +1,4 @@
-"""Reads TorchServe's logs: what the context was, and which traceback came first."""
+"""Reads TorchServe's logs: the context, the first traceback, and what well-known error lines mean."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ _LINE = re.compile(r"^\S+ \[(?P<level>\w+)\s*\] (?P<thread>\S+) (?P<logger>\S+) 
 
 # How a traceback begins, and how all its lines do but those that name an exception.
 _HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
+
+_HINTS = {
+    "Address already in use": "One of its ports is taken.",
+    "UnsupportedClassVersionError": "Its Java is too old: 11 or newer is needed.",
+    "java not found": "It found no Java: check JAVA_HOME.",
+    "No such file or directory: 'java'": "It found no Java: check JAVA_HOME.",
+    "ModuleNotFoundError": "A Python package is missing in the environment that runs TorchServe.",
+    "Permission denied": "It may not write or read one of its files.",
+}
 
 
 @dataclass(frozen=True)
@@ -85,18 +94,21 @@ def first_traceback(log: str | Path) -> str | None:
     return "\n".join(lines).rstrip() or None
 
 
-def cause_of_death(read: Callable[[], str], timeout: float = 5) -> str:
-    """The first traceback of a worker that died, else its last lines.
+def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
+    """The first traceback of a worker that died, else the worker's last lines.
 
-    They are on their way into the log still: it is read until the traceback has its last line, which is not
-    indented, and has grown no more.
+    Log lines arrive late, so the log is read until the traceback is complete: its last line is not indented,
+    and no line was added since the last look.
 
     Args:
-        read: gives the log as it is now.
+        read: returns the log as it is now.
         timeout: seconds to wait at most.
 
-    >>> cause_of_death(lambda: "no traceback")
-    '(it left none)\\nno traceback'
+    Returns:
+        the traceback, or the last 20 lines where there is none.
+
+    >>> wait_for_traceback(lambda: "no traceback", timeout=0)
+    '(no traceback)\\nno traceback'
     """
     deadline = time.monotonic() + timeout
     found = first_traceback(read())
@@ -106,7 +118,19 @@ def cause_of_death(read: Callable[[], str], timeout: float = 5) -> str:
         last = (found or "").rpartition("\n")[2]
         if found == before and not last.startswith((*_INDENT, _HEAD)):
             break
-    return found or "(it left none)\n" + "\n".join(read().splitlines()[-20:])
+    return found or "(no traceback)\n" + "\n".join(read().splitlines()[-20:])
+
+
+def log_hint(log: str) -> str:
+    """What a well-known error line of TorchServe's log means; "" where the log has none.
+
+    Args:
+        log: the text of a log.
+
+    >>> log_hint("java.net.BindException: Address already in use")
+    'One of its ports is taken.'
+    """
+    return next((hint for line, hint in _HINTS.items() if line in log), "")
 
 
 def _goes_on(text: str, previous: str) -> bool:

@@ -1,58 +1,74 @@
 """From an edited handler to its next answer on a running server: `TorchServe.redeploy`.
 
-The new version is a folder, not a .mar: what the running version was unpacked to, with the edited
-files in place of theirs. Large files are hard links, so 540 MB of weights are neither packed nor
-copied. The old version answers until the new one does, and goes when it has nothing left to answer.
+The new version is a folder, not a .mar: a copy of what the running version was unpacked to, with the edited
+files in place of their old ones. Large files are hard links, so 540 MB of weights are neither packed nor
+copied. The old version answers until the new one does, and is unregistered when its last answer is sent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import logging
 import re
 import shutil
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
+from tutorial_lib.archive import new_version
 from tutorial_lib.client import ManagementClient, ModelDescription
-from tutorial_lib.errors import ApiError, ArchiveError, TutorialError, WorkerFailed
-from tutorial_lib.logs import cause_of_death
+from tutorial_lib.errors import ApiError, TutorialError, WorkerFailed
+from tutorial_lib.logs import wait_for_traceback
 
-if TYPE_CHECKING:
-    from tutorial_lib.server import TorchServe
-
-_LARGE = 1_000_000  # bytes; what is smaller is copied, so that no edit of the original shows through
+_LOG_BYTES = 1_000_000  # of the log's end: enough for the last batch of each worker
 _MARGIN = 0.2  # seconds that a request may take from the HTTP address into the model's queue
+_logger = logging.getLogger(__name__)
 
 
 def redeploy(
-    server: TorchServe,
+    management: ManagementClient,
+    log: Path,
+    folder: Path,
     model: str,
     *,
-    handler: str | Path | None,
-    config_file: str | Path | None,
-    extra_files: Sequence[str | Path],
-    folder: Path,
-    timeout: float,
+    handler: str | Path | None = None,
+    config_file: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+    timeout: float = 120,
 ) -> str:
-    """See `TorchServe.redeploy`; `folder` is where the versions' files may lie."""
-    log = server.log_dir / "console.log"
-    old = server.management.describe(model)
-    taken = {description["modelVersion"] for description in server.management.describe_all(model)}
+    """Replaces files of a running model; see `TorchServe.redeploy`.
+
+    Args:
+        management: the server's client.
+        log: the file that the server prints to.
+        folder: where the new version's files may lie.
+        model, handler, config_file, extra_files, timeout: as for `TorchServe.redeploy`.
+
+    Returns:
+        the new version.
+
+    Raises:
+        ApiError, ArchiveError, TutorialError, WorkerFailed: as for `TorchServe.redeploy`.
+
+    >>> redeploy(ManagementClient("http://127.0.0.1:1"), Path("console.log"), Path("build"), "my_model")
+    Traceback (most recent call last):
+    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/models/my_model...
+    """
+    old = management.describe(model)
+    taken = {description["modelVersion"] for description in management.describe_all(model)}
     version = next_version(old["modelVersion"], taken)
     source = _unpacked(old)
     target = folder / f"{model}-{version}"
     try:
-        _lay_out(source, target, version, handler, config_file, extra_files)
-        _register(server.management, log, target, old, version, timeout, keep_settings=config_file is None)
+        new_version(
+            source, target, version=version, handler=handler, config_file=config_file, extra_files=extra_files
+        )
+        _register(management, log, target, old, version, timeout, keep_settings=config_file is None)
         if config_file is None:  # else that file says how many
-            server.management.scale(
+            management.scale(
                 model,
                 version=version,
                 min_worker=old["minWorkers"],
@@ -61,18 +77,23 @@ def redeploy(
             )
     except BaseException:
         with contextlib.suppress(ApiError):
-            server.management.unregister(model, version)
+            management.unregister(model, version)
         shutil.rmtree(target, ignore_errors=True)
         raise
-    server.management.set_default(model, version)
+    management.set_default(model, version)
+    _logger.info("%s %s answers in place of %s", model, version, old["modelVersion"])
     # The edit answers: whoever made it need not wait for the old version's last requests.
     files = source if source.parent == folder else None
-    threading.Thread(target=_retire, args=(server.management, log, old, files, timeout), daemon=True).start()
+    threading.Thread(target=_retire, args=(management, log, old, files, timeout), daemon=True).start()
     return version
 
 
 def next_version(version: str, taken: set[str]) -> str:
-    """The next one that is free: its last number is counted up.
+    """The next free version: the last number is counted up.
+
+    Args:
+        version: the version to count from.
+        taken: the versions that are there already.
 
     >>> next_version("1.0", {"1.0", "1.1"})
     '1.2'
@@ -94,44 +115,8 @@ def _unpacked(description: ModelDescription) -> Path:
                 return Path(psutil.Process(worker["pid"]).cwd())
     raise TutorialError(
         f"{description['modelName']} {description['modelVersion']} has no READY worker whose files could "
-        "be taken over. Scale it to at least one first."
+        "be copied. Scale it to at least one first."
     )
-
-
-def _lay_out(
-    source: Path,
-    target: Path,
-    version: str,
-    handler: str | Path | None,
-    config_file: str | Path | None,
-    extra_files: Sequence[str | Path],
-) -> None:
-    edited = [Path(file) for file in (handler, config_file, *extra_files) if file is not None]
-    for file in edited:
-        if not file.is_file():
-            raise ArchiveError(f"There is no file {file}. Check the path.")
-    shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in edited:
-        (target / file.name).unlink(missing_ok=True)  # never write into a file that may be a link
-        shutil.copyfile(file, target / file.name)
-    manifest_file = target / "MAR-INF" / "MANIFEST.json"
-    manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-    manifest["model"]["modelVersion"] = version
-    if handler is not None:
-        manifest["model"]["handler"] = Path(handler).name
-    if config_file is not None:
-        manifest["model"]["configFile"] = Path(config_file).name
-    manifest_file.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-
-
-def _link(source: str, target: str) -> None:
-    if Path(source).stat().st_size < _LARGE:
-        shutil.copyfile(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:  # the folder of a model store on another disk
-        Path(target).symlink_to(Path(source).resolve())
 
 
 def _register(
@@ -163,8 +148,8 @@ def _register(
         if error.status != 500:
             raise
         thread = f"-{old['modelName']}_{version}-"
-        said = cause_of_death(lambda: "\n".join(line for line in _lines(log, seen) if thread in line))
-        raise WorkerFailed(said, f"Version {old['modelVersion']} goes on answering.") from error
+        cause = wait_for_traceback(lambda: "\n".join(line for line in _lines(log, seen) if thread in line))
+        raise WorkerFailed(cause, f"Version {old['modelVersion']} goes on answering.") from error
 
 
 def _retire(
@@ -186,7 +171,7 @@ def _wait_until_idle(management: ManagementClient, log: Path, old: ModelDescript
     """
     model, version = old["modelName"], old["modelVersion"]
     settled = _MARGIN + old["maxBatchDelay"] / 1000  # a batch that still fills up is in no queue
-    start = max(0, log.stat().st_size - _LARGE)
+    start = max(0, log.stat().st_size - _LOG_BYTES)
     idle_since = time.monotonic()
     while time.monotonic() < deadline:
         waiting = management.describe(model, version).get("jobQueueStatus", {}).get("pendingRequests")

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import html
+import logging
 import os
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import psutil
-
-from tutorial_lib.addresses import Addresses
-from tutorial_lib.archive import check_sha256, read_manifest
-from tutorial_lib.client import (
-    KeyFile,
-    ModelDescription,
-    TokenType,
-)
-from tutorial_lib.errors import (
-    ApiError,
-    ArchiveError,
-    PortInUse,
-    ServerExited,
-    StartTimeout,
-    TutorialError,
-    WorkerFailed,
-)
+from tutorial_lib.archive import check_sha256, python_files, read_manifest
+from tutorial_lib.client import KeyFile, TokenType
+from tutorial_lib.errors import ApiError, ArchiveError, PortInUse, ServerExited, TutorialError
 from tutorial_lib.java import find_java
-from tutorial_lib.logs import cause_of_death
+from tutorial_lib.logs import log_hint
+from tutorial_lib.model_server import ADDRESSES, POLL, ModelServer
+from tutorial_lib.processes import end_processes, reap_orphans
 from tutorial_lib.redeploy import redeploy
 
-PORT_NAMES = ("inference", "management", "metrics", "grpc_inference", "grpc_management", "worker")
+PORT_NAMES = (*ADDRESSES, "grpc_inference", "grpc_management", "worker")
 _LOOPBACK = "127.0.0.1"
-_POLL = 0.1  # seconds between two looks at a starting server
 _GRACE = 10.0  # seconds that a stopping server has before it is killed
+_logger = logging.getLogger(__name__)
 
 
-class TorchServe(Addresses):
+class TorchServe(ModelServer):
     """A TorchServe of its own, ready inside `with` and gone after it.
 
     It runs in a new temporary folder (config, tokens, sockets, unpacked models, logs), listens on
@@ -91,85 +74,51 @@ class TorchServe(Addresses):
         startup_timeout: float = 120,
         log_dir: str | Path | None = None,
     ) -> None:
+        super().__init__(token_auth=token_auth, startup_timeout=startup_timeout)
         self._models = {name: Path(archive) for name, archive in (models or {}).items()}
         self._model_store = _find_store(self._models, model_store)
         self._config = dict(config or {})
-        self.token_auth, self._model_api = token_auth, model_api
+        self._model_api = model_api
         takes_code = model_api or _takes_code(self._config)
         self._sha256 = _checked_sha256(sha256, self._models, model_store, takes_code)
         self._wanted_ports = _checked_ports(ports or {})
-        self._startup_timeout = startup_timeout
         self._log_dir = Path(log_dir).absolute() if log_dir else None
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
-        self._owner = os.getpid()
         self._ports: dict[str, int] = {}
-        self._last_lines = ""
 
     # Starting and stopping
 
-    def start(self) -> Self:
-        """Starts the server and waits until every model has a READY worker."""
-        if self._process is not None:
-            raise TutorialError(
-                f"This server is running already, at {self.inference_address}. Use it, or stop() it first."
-            )
-        deadline = time.monotonic() + self._startup_timeout
-        java = find_java()
-        sweep()
-        while True:
-            try:
-                self._start_once(java.home, deadline)
-            except BaseException as error:  # a Ctrl-C too: nothing may be left behind
-                self.stop()
-                if isinstance(error, ServerExited) and self._lost_a_port_race(error):
-                    continue
-                raise
-            atexit.register(self.stop)
-            return self
-
     def stop(self) -> None:
         """Ends the launcher, the JVM and every worker, and removes the server's folder."""
-        if self._folder is None or os.getpid() != self._owner:
-            return
-        atexit.unregister(self.stop)
-        self._last_lines = self.log_tail(200)
-        _end_processes(self._folder, _GRACE)
-        if self._process is not None:
-            self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._process = self._folder = None
+        self._close()
 
-    def __enter__(self) -> Self:
-        return self.start()
+    def _prepare(self) -> None:
+        self._java_home = find_java().home
+        reap_orphans()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _start_once(self, java_home: Path, deadline: float) -> None:
-        self._owner = os.getpid()
-        self._folder = _new_folder()
+    def _launch(self, folder: Path) -> None:
         self._copy_checked_archives()
         self._ports = _choose_ports(self._wanted_ports)
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        (self._folder / "config.properties").write_text(self._properties(), encoding="utf-8")
-        with (self.log_dir / "console.log").open("wb") as console:
+        (folder / "config.properties").write_text(self._properties(), encoding="utf-8")
+        _logger.debug("%s", self.command)
+        with self._console_log.open("wb") as console:
             self._process = subprocess.Popen(
                 self._command(),
-                cwd=self._folder,
-                env=self._environment(java_home),
+                cwd=folder,
+                env=self._environment(folder),
                 stdin=subprocess.DEVNULL,
                 stdout=console,  # a file, since a pipe that nobody reads fills up and blocks the server
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal is for us to handle
             )
-        self._clients()
-        self._wait_until_ready(deadline)
+        self._connect(folder)
+
+    def _end(self, folder: Path) -> None:
+        end_processes(folder, grace=_GRACE)
+        if self._process is not None:
+            self._process.wait()
+        self._process = None
 
     def _copy_checked_archives(self) -> None:
         """Checks the copies, not the archives: those could be changed between the check and the serving."""
@@ -190,8 +139,10 @@ class TorchServe(Addresses):
         own = self._folder or Path()
         return own / "store" if self._sha256 is not None else self._model_store or own
 
-    def _lost_a_port_race(self, error: ServerExited) -> bool:
+    def _is_worth_another_try(self, error: BaseException) -> bool:
         """Between choosing a free port and using it, another program may take it: then choose again."""
+        if not isinstance(error, ServerExited):
+            return False
         taken = "Address already in use" in error.log_tail or "BindException" in error.log_tail
         own_choice = any(key.endswith(("_address", "_port")) for key in self._config)
         return taken and not own_choice and set(self._wanted_ports) != set(PORT_NAMES)
@@ -206,33 +157,34 @@ class TorchServe(Addresses):
             command += ["--models", *(f"{name}={path.name}" for name, path in self._models.items())]
         return command
 
-    def _environment(self, java_home: Path) -> dict[str, str]:
-        """JAVA_HOME for the launcher; the folder as the temp folder of launcher and JVM.
+    def _environment(self, folder: Path) -> dict[str, str]:
+        """JAVA_HOME for the launcher; the folder as the temporary folder of launcher and JVM.
 
-        TorchServe keeps its pid file, its sockets and unpacked models in the temp folder, so two
-        servers with one temp folder would meet there. It is also how `sweep` knows its processes.
+        TorchServe keeps its pid file, its sockets and unpacked models in the temporary folder, so two servers
+        with one temporary folder would collide. `processes_of` knows the processes by it too.
         """
-        folder, logs = str(self._folder), str(self.log_dir)
         inherited = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
         if "PYTHONPATH" in inherited:
-            inherited["PYTHONPATH"] = self._without_other_handlers(inherited["PYTHONPATH"])
+            inherited["PYTHONPATH"] = self._python_path(folder, inherited["PYTHONPATH"])
         return {
             **inherited,
-            "JAVA_HOME": str(java_home),
-            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder),
-            **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs),
+            "JAVA_HOME": str(self._java_home),
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
+            **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), str(self.log_dir)),
         }
 
-    def _without_other_handlers(self, python_path: str) -> str:
-        """Workers import the handler by its name, and look along PYTHONPATH before the archive.
+    def _python_path(self, folder: Path, python_path: str) -> str:
+        """PYTHONPATH without the modules that the archives bring themselves.
 
-        So a folder there with a handler.py of its own would be served in place of the archive's.
+        A worker looks for a handler along PYTHONPATH before it looks in the archive, so a handler.py there
+        would be served in place of the archive's. Such a folder is replaced by one with links to the rest.
         """
-        manifests = (read_manifest(archive) for archive in self._models.values())
-        names = {"handler.py", *(Path(manifest["model"]["handler"]).name for manifest in manifests)}
-        folders = python_path.split(os.pathsep)
+        own = {"handler.py"}.union(*map(python_files, self._models.values()))
+        hidden = {name.partition("/")[0] for name in own}
+        entries = [Path(entry) for entry in python_path.split(os.pathsep) if entry]
         return os.pathsep.join(
-            f for f in folders if f and not any((Path(f) / name).exists() for name in names)
+            str(_without(hidden, entry, folder / "python_path" / str(number)))
+            for number, entry in enumerate(entries)
         )
 
     def _properties(self) -> str:
@@ -251,24 +203,17 @@ class TorchServe(Addresses):
         }
         return "".join(f"{key}={_property(value)}\n" for key, value in settings.items())
 
-    def _wait_until_ready(self, deadline: float) -> None:
-        """One deadline across all waits: the process, the management address, each model."""
+    def _raise_if_ended(self) -> None:
         assert self._process is not None
-        waiting_for = "the server does not answer yet"
-        while True:
-            if self._process.poll() is not None:
-                raise ServerExited(self._process.returncode, self.log_tail(20), _hint(self.log_tail(200)))
-            try:
-                self.inference.ping()
-                waiting_for = self._first_model_not_ready()
-                if not waiting_for:
-                    return
-            except ApiError:
-                pass
-            self._raise_if_a_worker_failed()
-            if time.monotonic() > deadline:
-                raise StartTimeout(self._startup_timeout, waiting_for, self.log_tail(20))
-            time.sleep(_POLL)
+        if self._process.poll() is not None:
+            raise ServerExited(self._process.returncode, self.log_tail(20), log_hint(self.log_tail(200)))
+
+    def _waiting_for(self) -> str:
+        try:
+            self.inference.ping()
+        except ApiError as error:
+            return f"the server does not answer yet ({error})"
+        return self._first_model_not_ready()
 
     def _first_model_not_ready(self) -> str:
         for name in self._models:
@@ -279,16 +224,6 @@ class TorchServe(Addresses):
             if not any(worker["status"] == "READY" for worker in workers):
                 return f"the model {name} has no READY worker"
         return ""
-
-    def _raise_if_a_worker_failed(self) -> None:
-        """TorchServe starts a failing worker again and again for 5 minutes; its first failure says it all."""
-        log = self.log_tail(10_000)
-        refused = next((line for line in log.splitlines() if "Failed to load model" in line), None)
-        if refused:
-            raise ArchiveError(f"TorchServe refused an archive: {refused.partition(' - ')[2]}.")
-        if "backend worker process died" not in log.lower():
-            return
-        raise WorkerFailed(cause_of_death(lambda: self.log_tail(10_000)), _hint(log))
 
     def redeploy(
         self,
@@ -330,22 +265,22 @@ class TorchServe(Addresses):
         if self._folder is None:
             raise TutorialError("This server is not running: there is nothing to replace. Start it first.")
         return redeploy(
-            self,
+            self.management,
+            self._console_log,
+            self._folder / "versions",
             model,
             handler=handler,
             config_file=config_file,
             extra_files=extra_files,
-            folder=self._folder / "versions",
             timeout=timeout,
         )
 
-    # What a running server has to say
+    # What a running server tells
 
-    def _clients(self) -> None:
-        assert self._folder is not None
+    def _connect(self, folder: Path) -> None:
         certificate = self._config.get("certificate_file")
         verify = True if certificate is None else _property(certificate)
-        key_file = KeyFile(self._folder / "key_file.json", self.management_address, verify)
+        key_file = KeyFile(folder / "key_file.json", self.management_address, verify)
         token = key_file if self.token_auth else None
         self._keys = key_file
         self._connect_clients(token, token, verify)
@@ -389,13 +324,15 @@ class TorchServe(Addresses):
             raise TutorialError("This server is not running: it has no tokens.")
         return self._keys.token(kind)
 
-    def log_tail(self, n: int = 20) -> str:
-        """The last n lines that the server printed; after it stopped, out of its last 200."""
+    @property
+    def _console_log(self) -> Path:
+        return self.log_dir / "console.log"
+
+    def _read_log(self, n: int) -> str:
         try:
-            text = (self.log_dir / "console.log").read_text(encoding="utf-8", errors="replace")
-        except (TutorialError, FileNotFoundError):
-            text = self._last_lines
-        return "\n".join(text.splitlines()[-n:])
+            return self._console_log.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def wait_for_log(self, text: str, *, log: str = "model_log.log", timeout: float = 30) -> str:
         """A log, once it holds the text: what a worker said is written a moment after it answered.
@@ -417,7 +354,7 @@ class TorchServe(Addresses):
                 raise TutorialError(
                     f"{log} did not hold {text!r} within {timeout:g} s. Its end:\n{found[-2000:]}"
                 )
-            time.sleep(_POLL)
+            time.sleep(POLL)
 
     def _address(self, name: str) -> str:
         if not self._ports:
@@ -425,103 +362,24 @@ class TorchServe(Addresses):
         scheme = "https" if {"certificate_file", "keystore"} & self._config.keys() else "http"
         return f"{scheme}://{_LOOPBACK}:{self._ports[name]}"
 
-    def _descriptions(self) -> Iterator[ModelDescription]:
-        with contextlib.suppress(ApiError):
-            for entry in self.management.list_models():
-                yield from self.management.describe_all(entry["modelName"])
 
-    def _rows(self) -> list[tuple[str, str]]:
-        if self._process is None:
-            return [("TorchServe", "not running")]
-        rows = [(f"{name} address", self._address(name)) for name in PORT_NAMES[:3]]
-        for model in self._descriptions():
-            ready = sum(worker["status"] == "READY" for worker in model["workers"])
-            rows.append(
-                (
-                    f"{model['modelName']} {model['modelVersion']}",
-                    f"{ready} of {model['minWorkers']} workers READY",
-                )
-            )
-        return rows
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name}: {value}" for name, value in self._rows())
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self._rows()
-        )
-        return f"<table>{cells}</table>"
-
-
-def sweep() -> None:
-    """Ends the servers whose owners are dead (a killed kernel), and removes their folders.
-
-    The owner's process id and start time are in the folder's name, so a living owner's server is
-    never touched, nor one that this class did not start.
-    """
-    for folder in Path(tempfile.gettempdir()).glob("ts-*-*-*"):
-        if folder.is_dir() and not owner_lives(folder.name):
-            _end_processes(folder, grace=0)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _new_folder() -> Path:
-    # Short, since Unix sockets live in it, and their paths end at about 100 characters.
-    return Path(tempfile.mkdtemp(prefix=f"{owner_name()}-")).resolve()
-
-
-def owner_name() -> str:
-    """This process, as the beginning of a name that `owner_lives` reads."""
-    owner = psutil.Process()
-    return f"ts-{owner.pid}-{int(owner.create_time())}"
-
-
-def owner_lives(name: str) -> bool:
-    """Whether the process runs that a name (`ts-<pid>-<start>-…`) tells of; True for names of others."""
+def _without(hidden: set[str], folder: Path, view: Path) -> Path:
+    """The folder itself, or, where it has one of the hidden names, a new folder with links to the others."""
     try:
-        pid, started = (int(part) for part in name.split("-")[1:3])
-        return abs(psutil.Process(pid).create_time() - started) < 2
-    except ValueError:
-        return True  # not a name of ours: hands off
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _processes_in(folder: Path) -> list[psutil.Process]:
-    """The processes that have this folder as their temp folder: launcher, JVM, workers."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("TEMP") == str(folder) and process.pid != os.getpid():
-                found.append(process)
-    return found
-
-
-def _end_processes(folder: Path, grace: float) -> None:
-    """SIGTERM to the JVM, which ends its workers and lets the launcher go; then SIGKILL to the rest."""
-    running = _processes_in(folder)
-    if grace:
-        for process in running:
-            with contextlib.suppress(psutil.Error):
-                if process.name().startswith("java"):
-                    process.terminate()
-        psutil.wait_procs(running, timeout=grace if _has_java(running) else 0)
-    while running := _processes_in(folder):
-        for process in running:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(running, timeout=1)
-
-
-def _has_java(processes: list[psutil.Process]) -> bool:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            if process.name().startswith("java"):
-                return True
-    return False
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError:  # a zip, or not there
+        return folder
+    if not names & hidden:
+        return folder
+    _logger.warning(
+        "PYTHONPATH: %s of %s is hidden from the workers, so that the archive's own is served.",
+        ", ".join(sorted(names & hidden)),
+        folder,
+    )
+    view.mkdir(parents=True)
+    for name in names - hidden:
+        (view / name).symlink_to((folder / name).absolute())
+    return view
 
 
 def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> Path | None:
@@ -608,16 +466,3 @@ def _choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
 
         given = {name: hold(name, port) for name, port in wanted.items()}
         return {name: given.get(name) or hold(name, 0) for name in PORT_NAMES}
-
-
-def _hint(log: str) -> str:
-    """What some well-known lines of a log mean."""
-    known = {
-        "Address already in use": "One of its ports is taken.",
-        "UnsupportedClassVersionError": "Its Java is too old: 11 or newer is needed.",
-        "java not found": "It found no Java: check JAVA_HOME.",
-        "No such file or directory: 'java'": "It found no Java: check JAVA_HOME.",
-        "ModuleNotFoundError": "A Python package is missing in the environment that runs TorchServe.",
-        "Permission denied": "It may not write or read one of its files.",
-    }
-    return next((hint for line, hint in known.items() if line in log), "")

@@ -3,7 +3,7 @@
 # told to stop, it lets requests in flight finish first, and ends with status 0.
 #
 # Keys: the files inference and management in /run/keys (a mounted folder, or a Kubernetes secret). A key that
-# is not there is drawn, and lies in /tmp/serve/keys. TOKEN_AUTH=off asks for none: for those with a gateway.
+# is not there is generated, and lies in /tmp/serve/keys. TOKEN_AUTH=off asks for none: for those with a gateway.
 set -euo pipefail
 umask 077
 rm -rf /tmp/serve  # all that is written; a restarted container begins anew

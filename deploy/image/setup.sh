@@ -2,7 +2,7 @@
 # What `make container` needs: a container engine that works, and a base image. On Debian, as root, it installs
 # what is missing; elsewhere it says what to install.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 works() { command -v "$1" > /dev/null && "$1" info > /dev/null 2>&1; }
 may_install() { [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; }
@@ -56,6 +56,6 @@ if ! "$engine" image inspect localhost/debian:bookworm-slim > /dev/null 2>&1 &&
     ! timeout 120 "$engine" pull --quiet "$base" > /dev/null 2>&1; then
     echo "no registry within reach: making the base image from Debian's packages"
     command -v debootstrap > /dev/null || install debootstrap
-    deploy/base-image.sh "$engine"
+    deploy/image/base-image.sh "$engine"
 fi
 "$engine" --version

@@ -1,0 +1,275 @@
+"""What `TorchServe` and `Container` share: start, one deadline, readiness, clients, the log's tail."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import html
+import logging
+import os
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tutorial_lib.client import (
+    InferenceClient,
+    KeyFile,
+    ManagementClient,
+    MetricsClient,
+    ModelDescription,
+    TokenType,
+)
+from tutorial_lib.errors import ApiError, ArchiveError, StartTimeout, TutorialError, WorkerFailed
+from tutorial_lib.logs import log_hint, wait_for_traceback
+from tutorial_lib.processes import new_folder
+
+ADDRESSES = ("inference", "management", "metrics")
+POLL = 0.1  # seconds between two looks at a server that starts
+
+_KEPT_LINES = 200  # of the log, after the server ended
+_logger = logging.getLogger(__name__)
+
+
+class ModelServer(ABC):
+    """A server of models that is ready inside `with` and gone after it.
+
+    A subclass says how the server is launched, what it still waits for, and how it is ended.
+
+    Args:
+        token_auth: whether the server asks for access tokens.
+        startup_timeout: the one deadline for a whole start, in seconds.
+
+    Attributes:
+        token_auth: whether the server asks for access tokens.
+        inference: asks for predictions.
+        management: registers, describes and scales models.
+        metrics: reads counters.
+    """
+
+    inference: InferenceClient
+    management: ManagementClient
+    metrics: MetricsClient
+
+    def __init__(self, *, token_auth: bool, startup_timeout: float) -> None:
+        if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, int | float):
+            raise TypeError(f"startup_timeout is {startup_timeout!r}. Give a number of seconds.")
+        self.token_auth = token_auth
+        self._startup_timeout = startup_timeout
+        self._folder: Path | None = None  # there from a start until the end
+        self._owner = os.getpid()
+        self._last_lines = ""
+
+    # Starting and ending
+
+    def start(self) -> Self:
+        """Starts the server, and waits until every model has a READY worker.
+
+        Returns:
+            the server itself.
+
+        Raises:
+            TutorialError: the server runs already, or could not start; the class lists the kinds.
+        """
+        if self._folder is not None:
+            raise TutorialError(f"{self} is running already. Use it, or end it first.")
+        started = time.monotonic()
+        deadline = started + self._startup_timeout
+        self._prepare()
+        while not self._try_to_start(deadline):
+            _logger.info("a port was taken meanwhile: starting %s again", self)
+        atexit.register(self._close)
+        _logger.info(
+            "%s is ready after %.1f s at %s", self, time.monotonic() - started, self.inference_address
+        )
+        return self
+
+    def _try_to_start(self, deadline: float) -> bool:
+        """Whether it started; False where another try may succeed."""
+        self._owner = os.getpid()
+        try:
+            self._folder = new_folder()
+            _logger.info("starting %s", self)
+            self._launch(self._folder)
+            self._wait_until_ready(deadline)
+        except BaseException as error:  # a Ctrl-C too: nothing may be left behind
+            self._close_after(error)
+            if self._is_worth_another_try(error):
+                return False
+            raise
+        return True
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            self._close()
+        else:
+            self._close_after(exc)
+
+    def _close(self) -> None:
+        """Ends the server and removes its folder; a fork of the owner leaves both alone."""
+        if self._folder is None or os.getpid() != self._owner:
+            return
+        atexit.unregister(self._close)
+        self._last_lines = self._read_log(_KEPT_LINES)
+        try:
+            self._end(self._folder)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+        _logger.info("%s has ended", self)
+
+    def _close_after(self, error: BaseException) -> None:
+        """Ends the server; where that fails, the error that came first is raised, with a note."""
+        try:
+            self._close()
+        except TutorialError as failure:
+            error.add_note(f"{self} could not be removed: {failure}")
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        while True:
+            self._raise_if_ended()
+            waiting_for = self._waiting_for()
+            if not waiting_for:
+                return
+            _logger.debug("%s is not ready: %s", self, waiting_for)
+            self._raise_if_a_worker_failed()
+            if time.monotonic() > deadline:
+                raise StartTimeout(self._startup_timeout, waiting_for, self._recent_log(20))
+            time.sleep(POLL)
+
+    def _raise_if_a_worker_failed(self) -> None:
+        """TorchServe restarts a failing worker for 5 minutes; the first failure tells the cause."""
+        log = self._recent_log(10_000)
+        refused = next((line for line in log.splitlines() if "Failed to load model" in line), None)
+        if refused:
+            raise ArchiveError(f"TorchServe refused an archive: {refused.partition(' - ')[2]}.")
+        if "backend worker process died" in log.lower():
+            raise WorkerFailed(wait_for_traceback(lambda: self._recent_log(10_000)), log_hint(log))
+
+    # What a subclass says
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Checks what can be checked before a start, and removes what dead owners left."""
+
+    @abstractmethod
+    def _launch(self, folder: Path) -> None:
+        """Launches the server; the folder holds what it needs, and is removed at its end."""
+
+    @abstractmethod
+    def _raise_if_ended(self) -> None:
+        """Raises an error that says why the server ended, if it did."""
+
+    @abstractmethod
+    def _waiting_for(self) -> str:
+        """What is not ready yet, as the middle of a sentence; "" when all is ready and clients work."""
+
+    @abstractmethod
+    def _end(self, folder: Path) -> None:
+        """Ends all that `_launch` began, however far it came."""
+
+    @abstractmethod
+    def _read_log(self, n: int) -> str:
+        """The last n lines that the server printed, or more; "" where there is no log."""
+
+    @abstractmethod
+    def _address(self, name: str) -> str:
+        """The address of that name; a TutorialError where there is none yet."""
+
+    def _recent_log(self, n: int) -> str:
+        """The last n lines since the last start."""
+        return self.log_tail(n)
+
+    def _is_worth_another_try(self, error: BaseException) -> bool:
+        return False
+
+    # What a running server tells
+
+    @abstractmethod
+    def token(self, kind: TokenType) -> str:
+        """The current access token.
+
+        Args:
+            kind: "inference" or "management".
+
+        Raises:
+            TutorialError: the server is not running, or asks for no tokens.
+        """
+
+    @property
+    def inference_address(self) -> str:
+        """Where predictions are asked for, as "http://127.0.0.1:8080"."""
+        return self._address("inference")
+
+    @property
+    def management_address(self) -> str:
+        """Where models are registered, described and scaled."""
+        return self._address("management")
+
+    @property
+    def metrics_address(self) -> str:
+        """Where Prometheus reads metrics."""
+        return self._address("metrics")
+
+    def log_tail(self, n: int = 20) -> str:
+        """The last lines that the server printed.
+
+        Args:
+            n: how many lines; after the server ended, at most 200 are left.
+        """
+        text = self._last_lines if self._folder is None else self._read_log(n)
+        return "\n".join(text.splitlines()[-n:])
+
+    def _connect_clients(
+        self,
+        inference: str | KeyFile | None,
+        management: str | KeyFile | None,
+        verify: bool | str = True,
+    ) -> None:
+        """New clients, with the token of each address; metrics go with inference."""
+        self.inference = InferenceClient(self.inference_address, token=inference, verify=verify)
+        self.management = ManagementClient(self.management_address, token=management, verify=verify)
+        self.metrics = MetricsClient(self.metrics_address, token=inference, verify=verify)
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<table>{cells}</table>"
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        if self._folder is None:
+            yield str(self), "not running"
+            return
+        with contextlib.suppress(ApiError, TutorialError):
+            for name in ADDRESSES:
+                yield f"{name} address", self._address(name)
+            for model in self._descriptions():
+                ready = sum(worker["status"] == "READY" for worker in model["workers"])
+                yield (
+                    f"{model['modelName']} {model['modelVersion']}",
+                    f"{ready} of {model['minWorkers']} workers READY",
+                )
+
+    def _descriptions(self) -> Iterator[ModelDescription]:
+        for entry in self.management.list_models():
+            yield from self.management.describe_all(entry["modelName"])

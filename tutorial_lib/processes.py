@@ -1,0 +1,116 @@
+"""Finds and ends the processes of a server, also of one whose owner died and could not end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import psutil
+
+
+def owner_name() -> str:
+    """The name of this process, which later tells `owner_lives` whether it still runs.
+
+    Returns:
+        "ts-<process id>-<start in seconds>"; folders and containers have names that begin with it.
+
+    >>> owner_lives(owner_name())
+    True
+    """
+    owner = psutil.Process()
+    return f"ts-{owner.pid}-{int(owner.create_time())}"
+
+
+def owner_lives(name: str) -> bool:
+    """Whether the process still runs that a name tells of.
+
+    Args:
+        name: begins with an `owner_name`.
+
+    Returns:
+        True for a name of another form too: whatever has it is not ours to remove.
+
+    >>> owner_lives("ts-999999999-1-left"), owner_lives("ts-node-modules")
+    (False, True)
+    """
+    try:
+        pid, started = (int(part) for part in name.split("-")[1:3])
+        return abs(psutil.Process(pid).create_time() - started) < 2
+    except ValueError:
+        return True
+    except psutil.NoSuchProcess:
+        return False
+
+
+def new_folder() -> Path:
+    """Makes a temporary folder that `reap_orphans` removes if this process dies before it can.
+
+    >>> folder = new_folder()
+    >>> folder.name.startswith(owner_name()), folder.rmdir()
+    (True, None)
+    """
+    return Path(tempfile.mkdtemp(prefix=f"{owner_name()}-")).resolve()
+
+
+def reap_orphans() -> None:
+    """Ends the servers whose owners are dead (a killed kernel), and removes their folders.
+
+    The folder's name has the owner's process id and start time, so the server of a living owner is never
+    touched, nor a server that this library did not start.
+
+    >>> reap_orphans()
+    """
+    for folder in Path(tempfile.gettempdir()).glob("ts-*-*-*"):
+        if folder.is_dir() and not owner_lives(folder.name):
+            end_processes(folder, grace=0)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """The processes whose temporary folder this is: launcher, JVM, workers.
+
+    Args:
+        folder: the folder that TEMP names in their environment.
+
+    >>> processes_of(Path("/no/such/folder"))
+    []
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("TEMP") == str(folder) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def end_processes(folder: Path, *, grace: float) -> None:
+    """Sends SIGTERM to the JVM, which ends its workers and its launcher, then SIGKILL to what is left.
+
+    Args:
+        folder: see `processes_of`.
+        grace: seconds that the JVM has; with 0 all are killed at once.
+
+    >>> end_processes(Path("/no/such/folder"), grace=1)
+    """
+    running = processes_of(folder)
+    if grace and _terminate_java(running):
+        psutil.wait_procs(running, timeout=grace)
+    while running := processes_of(folder):  # a process may have started another one meanwhile
+        for process in running:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(running, timeout=1)
+
+
+def _terminate_java(processes: list[psutil.Process]) -> bool:
+    """Whether there was a JVM to terminate."""
+    found = False
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("java"):
+                process.terminate()
+                found = True
+    return found
