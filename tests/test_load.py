@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tutorial_lib import ApiError, TorchServe, TutorialError, load_test
+from tutorial_lib import ApiError, TorchServe, load_test
+from tutorial_lib.client import encode
 from tutorial_lib.load import own_cost
 
 Answer = Callable[[Any], tuple[int, object]]
+
+
+class Raw(bytes):
+    """A body that is not JSON, with the headers that came with it."""
+
+    headers: dict[str, str]
 
 
 @pytest.fixture
@@ -28,8 +38,11 @@ def serve() -> Iterator[Callable[[Answer], str]]:
             disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
-                status, said = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                content = json.dumps(said).encode()
+                body = Raw(self.rfile.read(int(self.headers["Content-Length"])))
+                body.headers = {name.lower(): value for name, value in self.headers.items()}
+                is_json = self.headers["Content-Type"] == "application/json"
+                status, value = answer(json.loads(body) if is_json else body)
+                content = json.dumps(value).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -142,6 +155,58 @@ def test_several_texts_in_a_request(serve: Callable[[Answer], str]) -> None:
     assert row["texts_per_s"] == 2 * row["requests_per_s"]
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "content_type", "content"),
+    [
+        (lambda items: items[0], {}, None, b"\x89PNG"),
+        (lambda items: items[0], {"content-type": "image/png"}, "image/png", b"\x89PNG"),
+        (lambda items: "Straße", {}, "text/plain; charset=utf-8", "Straße".encode()),
+        (lambda items: encode(files={"data": items[0]}), {}, "multipart/form-data; boundary=", b"\x89PNG"),
+    ],
+)
+def test_any_body_is_sent(
+    body: Callable[[list[bytes]], object],
+    headers: dict[str, str],
+    content_type: str | None,
+    content: bytes,
+    serve: Callable[[Answer], str],
+) -> None:
+    seen: list[Raw] = []
+
+    def answer(body: Any) -> tuple[int, object]:
+        seen.append(body)
+        return 200, "cat"
+
+    options: dict[str, Any] = {"headers": headers, "concurrency": 1, "duration": 0.2, "warmup": 0}
+    row = load_test(serve(answer), [b"\x89PNG"], body=body, **options).iloc[0]
+    assert set(row["outcomes"]) == {"right"}
+    assert content in bytes(seen[0]) and seen[0].headers.get("content-type", "None").startswith(
+        str(content_type)
+    )
+
+
+@pytest.mark.parametrize(
+    ("token_auth", "authorization"), [(True, "Bearer secret of inference"), (False, None)]
+)
+def test_anything_that_serves_is_asked_with_its_token(
+    token_auth: bool, authorization: str | None, serve: Callable[[Answer], str]
+) -> None:
+    """A container's key is never in TorchServe's key file: only `token` knows it."""
+    seen: list[Raw] = []
+
+    def answer(body: Any) -> tuple[int, object]:
+        seen.append(body)
+        return 200, ["A"]
+
+    server: Any = SimpleNamespace(
+        inference_address=serve(answer).rstrip("/"),
+        token_auth=token_auth,
+        token=lambda kind: f"secret of {kind}",
+    )
+    load_test(server, [b"a"], body=lambda items: items[0], concurrency=1, duration=0.2, warmup=0)
+    assert seen[0].headers.get("authorization") == authorization
+
+
 def test_torchserve_with_its_tokens_and_by_its_url(server: TorchServe) -> None:
     texts = ["I love this!", "The meeting is at 10 tomorrow.", "This is awful."]
     labels = ["Positive", "Neutral", "Negative"]
@@ -161,7 +226,7 @@ def test_its_own_cost_is_a_fraction_of_torchserves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "sentence"),
     [
         ({"texts": []}, "nothing to send"),
         ({"texts": "one text"}, "list of texts"),
@@ -171,12 +236,25 @@ def test_its_own_cost_is_a_fraction_of_torchserves() -> None:
         ({"duration": 0}, "duration is 0"),
     ],
 )
-def test_bad_options_get_a_sentence(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_options_get_a_sentence(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         load_test("http://127.0.0.1:1/", **{"texts": ["a"], **options})
 
 
-def test_without_aiohttp_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutorial_lib.load.find_spec", lambda _: None)
-    with pytest.raises(TutorialError, match="needs aiohttp"):
-        load_test("http://127.0.0.1:1/", ["a"])
+def test_a_body_that_can_not_be_sent_is_told() -> None:
+    with pytest.raises(ApiError, match=r"data is .* Give bytes, a text"):
+        load_test("http://127.0.0.1:1/", ["a"], body=set)
+
+
+def test_without_aiohttp_it_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["aiohttp"] = None
+from tutorial_lib import PackageMissing
+try:
+    from tutorial_lib import load_test
+except PackageMissing as error:
+    print(error)
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "load_test needs the package aiohttp" in output and "[load]" in output
