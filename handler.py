@@ -115,7 +115,7 @@ class ModelHandler(BaseHandler):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options["threads"] or 0  # 0: one for each core
         providers = ["CPUExecutionProvider"]
-        # The fused operator takes a third of the run time on a CPU; the separate ones are several times faster.
+        # The fused operator takes a third of the run time on a CPU; separate ones are several times faster.
         session = onnxruntime.InferenceSession(
             model_dir / "model.onnx",
             settings,
