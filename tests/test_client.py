@@ -552,6 +552,9 @@ class Echo:
                 for part in ("one ", "שתיים "):
                     send_intermediate_predict_response([part], context.request_ids, "part", 200, context)
                 return ["three"]
+            case b"stream and fail":
+                send_intermediate_predict_response(["one"], context.request_ids, "part", 200, context)
+                raise ValueError("a bug")
             case b"png":
                 return [bytes.fromhex("89504e47ff00")]
             case b"header":
@@ -581,6 +584,10 @@ def test_streams_headers_files_and_bytes(live: TorchServe) -> None:
     with InferenceClient(live.inference_address, token=live.token("inference")) as client:
         assert list(client.predict_stream("echo", b"stream")) == [b"one ", "שתיים ".encode(), b"three"]
         assert client.predict("echo", b"stream") == "one שתיים three"
+        parts = client.predict_stream("echo", b"stream and fail")
+        assert next(parts) == b"one"
+        with pytest.raises(ApiError, match=r"broke off\. The handler failed"):
+            next(parts)
         assert client.predict("echo", files={"data": b"png"}) == bytes.fromhex("89504e47ff00")
         assert client.predict_raw("echo", b"header", headers={"X-Ask": "7"}).headers["x-answer"] == "7"
 

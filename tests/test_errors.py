@@ -43,6 +43,7 @@ INTERNAL = "InternalServerException"
         (507, INTERNAL, "Worker died.", "was killed"),
         (0, "SSLError", "not asked", "give the client verify="),
         (0, "ConnectionError", "Nothing answers at http://127.0.0.1:1", "Is the server running"),
+        (0, "ConnectionError", "The answer from http://127.0.0.1:1 broke off", "first traceback"),
         (0, "InvalidArgument", "limit is 0. Give 1", "Give 1[.]$"),
         (400, "BadRequest", "The body has no input", "has no input[.]$"),  # the handler's own sentence
         (418, "Teapot", "", "418 Teapot[.]$"),

@@ -289,6 +289,11 @@ _ADVICE = (
         message="no worker",  # TorchServe gives this message for a full queue too
     ),
     _Advice("The handler failed: the first traceback in the model log says where.", status=503),
+    _Advice(
+        "The handler failed or its worker died in the middle: the first traceback in the model log says where.",
+        status=0,
+        message="broke off",
+    ),
     _Advice("Is the server running, and is that its address?", status=0),
 )
 
