@@ -290,7 +290,7 @@ _ADVICE = (
     ),
     _Advice("The handler failed: the first traceback in the model log says where.", status=503),
     _Advice(
-        "The handler failed or its worker died in the middle: the first traceback in the model log says where.",
+        "The handler failed, or its worker died: the first traceback in the model log says where.",
         status=0,
         message="broke off",
     ),
