@@ -108,7 +108,7 @@ def test_a_failed_chapter_stops_no_other_and_has_a_page_that_says_how_it_failed(
     index, broken = (book / "index.html").read_text(), (book / "01_break.html").read_text()
     for title in ("Fine", "Break (failed)", "Die (failed)", "03 garbled (failed)", "Last"):
         assert f">{title}</a>" in index
-    for shown in ("ValueError: ```no", "before", "make run", "second line"):
+    for shown in ("ValueError: ```no", "before", "skips those that ran", "second line"):
         assert shown in broken
     assert 'href="#failed-cell"' in broken and 'id="failed-cell"' in broken
     assert "papermill" not in broken
@@ -171,7 +171,8 @@ def test_an_interrupt_stops_the_run_at_once_and_leaves_no_kernel(tmp_path: Path)
     started = time.monotonic()
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130 and time.monotonic() - started < 20
-    assert "Interrupted. `make run` goes on with the chapter" in err and "Traceback" not in err
+    assert "Interrupted. `make run` goes on with the chapter" in err
+    assert "book/run.py" not in err  # no traceback of ours; a kernel that is stopped may print its own
     assert "01_never" not in out
     eventually(lambda: not psutil.pid_exists(pid))
 
