@@ -10,7 +10,10 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
-from tutorial_lib import sample_tweets, worker
+from tutorial_lib import worker
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))
+from course.texts import sample_tweets
 
 
 def main() -> None:

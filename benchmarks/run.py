@@ -58,8 +58,10 @@ from tutorial_lib import (
     export_onnx,
     find_java,
     load_test,
-    sample_tweets,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))
+from course.texts import sample_tweets
 
 matplotlib.use("agg")
 logging.disable_progress_bar()

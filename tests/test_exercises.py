@@ -11,12 +11,12 @@ import pytest
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
-import exercises
+from course import exercises
 
 NUMBERS = [
     number
-    for module in sorted((ROOT / "notebooks" / "exercises").glob("chapter_*.py"))
-    for number in import_module(f"exercises.{module.stem}").EXERCISES
+    for module in sorted((ROOT / "notebooks" / "course" / "exercises").glob("chapter_*.py"))
+    for number in import_module(f"course.exercises.{module.stem}").EXERCISES
 ]
 
 

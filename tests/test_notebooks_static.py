@@ -71,3 +71,24 @@ def test_model_id_is_a_parameter(chapter: Path) -> None:
     for cell in code_cells(chapter):
         if "MODEL_ID =" in cell.source:
             assert cell.metadata["tags"] == ["parameters"]
+
+
+def functions(source: str) -> dict[str, str]:
+    """By their code, the names of the functions that a cell defines; exercises' are empty."""
+    if source.startswith("%%") or "course.exercises" in source or "check(" in source.splitlines()[-1]:
+        return {}
+    lines = [line for line in source.splitlines() if not line.startswith(("!", "%"))]
+    tree = ast.parse("\n".join(lines))
+    return {ast.dump(node): node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_what_only_chapters_use_is_defined_once() -> None:
+    """In notebooks/course, then; a chapter's cells are for its lesson."""
+    seen: dict[str, str] = {}
+    for chapter in CHAPTERS:
+        for cell in code_cells(chapter):
+            for code, name in functions(cell.source).items():
+                assert code not in seen, f"{name} of {chapter.name} is in {seen[code]} too: notebooks/course"
+                seen[code] = chapter.name
+            for plumbing in ("def free_port", "def raw_server", "for _ in range(5)]\nports"):
+                assert plumbing not in cell.source, f"{chapter.name}: notebooks/course has this"

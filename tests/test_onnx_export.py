@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import yaml
 from tests.conftest import ROOT
 from tutorial_lib import export_onnx
 from tutorial_lib.testing import HandlerAnswer, run_handler
-from tutorial_lib.texts import sample_tweets
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+from course.texts import sample_tweets
 
 TEXTS = [tweet.text for tweet in sample_tweets(60)]
 

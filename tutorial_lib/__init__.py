@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutorial_lib.archive import archive_sha256, build_archive, read_manifest
     from tutorial_lib.client import (
+        Answer,
         InferenceClient,
         JobQueueStatus,
         KeyFile,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         ModelDescription,
         ModelEntry,
         ModelPage,
+        Sample,
         Status,
         Worker,
     )
@@ -52,9 +54,9 @@ if TYPE_CHECKING:
     from tutorial_lib.logs import first_traceback, parse_context
     from tutorial_lib.onnx_export import export_onnx
     from tutorial_lib.server import TorchServe
-    from tutorial_lib.texts import sample_tweets
 
 _MODULE_OF = {
+    "Answer": "client",
     "ApiError": "errors",
     "ArchiveError": "errors",
     "Container": "container",
@@ -81,6 +83,7 @@ _MODULE_OF = {
     "OutOfMemory": "errors",
     "PackageMissing": "errors",
     "PortInUse": "errors",
+    "Sample": "client",
     "ServerExited": "errors",
     "StartTimeout": "errors",
     "Status": "client",
@@ -101,10 +104,10 @@ _MODULE_OF = {
     "load_test": "load",
     "parse_context": "logs",
     "read_manifest": "archive",
-    "sample_tweets": "texts",
 }
 
 __all__ = [
+    "Answer",
     "ApiError",
     "ArchiveError",
     "Container",
@@ -131,6 +134,7 @@ __all__ = [
     "OutOfMemory",
     "PackageMissing",
     "PortInUse",
+    "Sample",
     "ServerExited",
     "StartTimeout",
     "Status",
@@ -151,7 +155,6 @@ __all__ = [
     "load_test",
     "parse_context",
     "read_manifest",
-    "sample_tweets",
 ]
 
 

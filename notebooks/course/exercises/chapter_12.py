@@ -1,4 +1,4 @@
-from exercises import Exercise
+from course.exercises import Exercise
 
 _PREFIX = "2026-01-01T10:00:00,000 [INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - "
 _LOG = "\n".join(

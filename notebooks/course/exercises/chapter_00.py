@@ -1,7 +1,7 @@
 import socket
 from collections.abc import Callable
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 
 def _tells_free_ports(is_free: Callable[[int], bool]) -> bool:

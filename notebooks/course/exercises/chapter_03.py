@@ -2,7 +2,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 
 def _parses(parse: Callable[[dict[str, Any]], Any]) -> bool:

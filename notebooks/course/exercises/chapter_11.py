@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 
 def _in_a_store(answer: Callable[..., Any]) -> Any:

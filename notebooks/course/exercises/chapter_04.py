@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 
 def _makes_mar(files: dict[str, str], use: Callable[[Path], Any]) -> Any:

@@ -1,4 +1,4 @@
-from exercises import Exercise
+from course.exercises import Exercise
 
 _TOKENS, _SHARES = ["<s>", "gre@@", "a@@", "t", "day"], [0.0, 0.25, 0.5, 0.25, -0.5]
 _SPEC = {

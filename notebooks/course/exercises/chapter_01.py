@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 
 def _reads_labels(labels: Callable[[Path], dict[int, str]]) -> bool:

@@ -1,4 +1,4 @@
-from exercises import Exercise
+from course.exercises import Exercise
 
 _WORKERS = {"workers": [{"status": "READY"}, {"status": "WORKER_STARTED"}, {"status": "READY"}]}
 

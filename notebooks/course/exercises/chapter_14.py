@@ -1,4 +1,4 @@
-from exercises import Exercise
+from course.exercises import Exercise
 
 EXERCISES = {
     "14.1": Exercise(

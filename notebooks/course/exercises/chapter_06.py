@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 _CHANGES = {"model": 52, "torch": 2, "Debian": 1, "config": 12, "packages": 4}
 

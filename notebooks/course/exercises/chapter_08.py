@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from exercises import Exercise
+from course.exercises import Exercise
 
 
 def _padding(answer: Callable[[list[int], int], float]) -> bool:

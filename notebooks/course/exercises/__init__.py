@@ -41,5 +41,5 @@ def solution(number: str) -> None:
 
 
 def _find(number: str) -> Exercise:
-    found: Exercise = import_module(f"exercises.chapter_{number[:2]}").EXERCISES[number]
+    found: Exercise = import_module(f"course.exercises.chapter_{number[:2]}").EXERCISES[number]
     return found

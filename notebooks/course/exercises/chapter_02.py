@@ -1,4 +1,4 @@
-from exercises import Exercise
+from course.exercises import Exercise
 
 _LOG = "W-9000 Properties: {'model_dir': 'models/abc', 'gpu_id': None}"
 

@@ -1,0 +1,118 @@
+"""TorchServe by its own command, without the library, and free ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from course.waiting import wait_until
+from tutorial_lib import find_java
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of loopback that nothing listens on.
+
+    >>> len(set(free_ports(5)))
+    5
+    """
+    with ExitStack() as held:
+        listeners = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+def free_port() -> int:
+    """One port of loopback that nothing listens on."""
+    return free_ports(1)[0]
+
+
+def is_answered(port: int) -> bool:
+    """Whether something listens on this port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def write_config(folder: Path) -> dict[str, str]:
+    """Writes config.properties with five free ports into a folder, as chapter 05 does by hand.
+
+    Returns:
+        The addresses by name: inference, management and metrics.
+    """
+    ports = free_ports(5)
+    addresses = {
+        name: f"http://127.0.0.1:{port}"
+        for name, port in zip(("inference", "management", "metrics"), ports, strict=False)
+    }
+    lines = [f"{name}_address={address}" for name, address in addresses.items()]
+    lines += [f"grpc_inference_port={ports[3]}", f"grpc_management_port={ports[4]}"]
+    (folder / "config.properties").write_text("\n".join(lines) + "\n")
+    return addresses
+
+
+@contextmanager
+def raw_server(
+    folder: Path,
+    *arguments: str,
+    ready: Callable[[], object],
+    config: str = "config.properties",
+    **user: Any,
+) -> Iterator[psutil.Process]:
+    """Runs `torchserve --start --foreground` in a folder, and stops it at the end of the `with` block.
+
+    Args:
+        folder: where it runs: it has `store`, the model store, and gets key_file.json, logs and console.log.
+        arguments: more of the command line.
+        ready: asked until it gives something true.
+        config: the config.properties, relative to the folder.
+        user: `user=`, `group=` and `extra_groups=` of subprocess.Popen. Only root may run as another user.
+
+    Yields:
+        The launcher's process.
+
+    Raises:
+        TimeoutError: it was not ready within 120 seconds, or ended; the message has the log's end.
+    """
+    temp = tempfile.mkdtemp()
+    environment = {**os.environ, "JAVA_HOME": str(find_java().home), "TMPDIR": temp, "TEMP": temp}
+    if user:  # the folders become this user's
+        environment["HOME"] = temp
+        for path in (folder, temp):
+            os.chown(path, user["user"], user["group"])
+    command = ["torchserve", "--start", "--foreground", "--model-store", "store", "--ts-config", config]
+    console = folder / "console.log"
+    with console.open("ab") as output:
+        launcher = subprocess.Popen(
+            [*command, *arguments],
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment,
+            **user,
+        )
+
+    def is_ready() -> object:
+        if launcher.poll() is not None:
+            raise TimeoutError(f"TorchServe ended. {console.read_text()[-2000:]}")
+        return ready()
+
+    try:
+        wait_until(is_ready, 120, lambda: console.read_text()[-2000:])
+        yield psutil.Process(launcher.pid)
+    finally:
+        if launcher.poll() is None:
+            below = psutil.Process(launcher.pid).children(recursive=True)
+            for child in below:
+                if child.name().startswith("java"):  # it ends its workers, and the launcher waits for it
+                    child.terminate()
+            launcher.wait(60)
+            psutil.wait_procs(below, 10)
+        shutil.rmtree(temp, ignore_errors=True)

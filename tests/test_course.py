@@ -1,0 +1,106 @@
+"""What chapters share: notebooks/course. Its raw server runs in chapters 09 and 11."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "notebooks"))
+import course
+from course.logs import batches, batches_given
+from course.servers import free_ports, is_answered, write_config
+from course.texts import sample_tweets
+
+
+def run_python(code: str, folder: Path, **environment: str) -> str:
+    """What a Python that can import `course` prints."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "notebooks"), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.strip()
+
+
+def test_an_import_is_light_and_outside_a_kernel_keeps_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import course, course.servers, course.logs, course.texts, os, sys; "
+        "print(os.getcwd(), sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    assert run_python(code, tmp_path) == f"{tmp_path} []"
+
+
+def test_in_a_kernel_it_brings_folder_programs_and_the_path_to_itself(tmp_path: Path) -> None:
+    code = (
+        "import os, shutil, sys, types; sys.modules['ipykernel'] = types.ModuleType('x'); import course; "
+        "print(os.getcwd(), shutil.which('torch-model-archiver'), str(course.ROOT / 'notebooks') in sys.path)"
+    )
+    program = Path(sys.executable).parent / "torch-model-archiver"
+    assert run_python(code, tmp_path) == f"{ROOT} {program} True"
+
+
+@pytest.mark.parametrize(
+    ("switch", "printed"),
+    [("", "False 3 2.5"), ("0", "False 3 2.5"), ("1", "True 1 0.8333333333333334")],
+)
+def test_one_switch_shortens_measurements(switch: str, printed: str, tmp_path: Path) -> None:
+    code = "import course; print(course.quick, course.times(3), course.seconds(2.5))"
+    assert run_python(code, tmp_path, COURSE_QUICK=switch) == printed
+
+
+def test_no_measurement_is_shorter_than_a_few_requests(tmp_path: Path) -> None:
+    assert run_python("import course; print(course.seconds(0.5))", tmp_path, COURSE_QUICK="1") == "0.4"
+
+
+def test_waiting_ends_at_its_limit_with_a_reason() -> None:
+    with pytest.raises(TimeoutError, match=r"within 0.2 seconds. the log's end"):
+        course.wait_until(lambda: None, 0.2, lambda: "the log's end")
+
+
+def test_ports_are_free_and_differ() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20 and not any(is_answered(port) for port in ports)
+    with socket.create_server(("127.0.0.1", ports[0])):
+        assert is_answered(ports[0])
+
+
+def test_the_config_has_the_addresses_that_are_returned(tmp_path: Path) -> None:
+    addresses = write_config(tmp_path)
+    lines = (tmp_path / "config.properties").read_text().splitlines()
+    assert lines[:3] == [f"{name}_address={address}" for name, address in addresses.items()]
+    assert list(addresses) == ["inference", "management", "metrics"]
+    assert [line.partition("=")[0] for line in lines[3:]] == ["grpc_inference_port", "grpc_management_port"]
+
+
+LOG = """\
+W-9000-slow_1.0 org.pytorch.serve.wlm.WorkerThread - Flushing req.cmd PREDICT repeats 1 to backend at: 1000
+W-9000-slow_1.0 org.pytorch.serve.wlm.WorkerThread - Flushing req.cmd PREDICT repeats 1 to backend at: 1000
+W-9000-slow_1.0 org.pytorch.serve.job.RestJob - Sending response for jobId a
+W-9000-slow_1.0 org.pytorch.serve.job.RestJob - Sending response for jobId b
+W-9000-slow_1.0 org.pytorch.serve.wlm.WorkerThread - Backend response time: 500
+W-9001-other_1.0 org.pytorch.serve.wlm.WorkerThread - Flushing req.cmd PREDICT repeats 1 to backend at: 2000
+"""
+
+
+def test_batches_are_read_from_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text(LOG)
+    assert batches(log) == [(2, 1.0, 1.5)] and batches(log, line=5) == []
+    assert batches_given(log) == 2 and batches_given(log, worker="-slow_1.0 ") == 1
+
+
+def test_tweets_are_the_same_for_a_seed_and_differ_from_each_other() -> None:
+    tweets = sample_tweets(500)
+    assert tweets == sample_tweets(500) != sample_tweets(500, seed=1)
+    assert len({tweet.text for tweet in tweets}) == 500
+    assert {tweet.label for tweet in tweets} == {"Negative", "Neutral", "Positive"}
