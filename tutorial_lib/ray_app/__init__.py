@@ -1,0 +1,165 @@
+"""Serves a TorchServe archive, as it is, on Ray Serve: the same handler, addresses and answers.
+
+    ray.init(); serve.run(build_app("model_store/BERTweetSentimentAnalysis.mar"))
+
+A replica does what a TorchServe worker does, in a process of its own, on any host of a Ray cluster. The work
+of TorchServe's frontend (addresses, batches, error answers) is done in `replica`; the work of its Python
+worker is done by `tutorial_lib.worker`. tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
+
+What does not carry over:
+
+- access tokens (put a gateway before Ray's proxies), registering and scaling over HTTP (deploy again), gRPC,
+  workflows, explanations by OPTIONS, and reason phrases;
+- of the metrics: CPU, memory, disk and GPU of the host (Ray's own metrics have them), and a handler's
+  histograms; metrics.yaml is not read, so no metric of a handler is dropped because it has no entry there;
+- of a description: jobQueueStatus, since requests wait in Ray's proxies and not in one queue, and the
+  settings of TorchServe's frontend;
+- a /ping at any time: here it waits behind predictions. Load balancers ask the proxy's own /-/healthz.
+
+`build_app` refuses or warns about settings of the archive that have no effect here.
+
+| file | what it has |
+|---|---|
+| settings.py | what the archive asks for, and what Ray Serve can't do |
+| node.py | the archive, unpacked once on a node |
+| replica.py | one copy of the model behind TorchServe's addresses |
+| bodies.py | request bodies as TorchServe reads them |
+| metrics.py | what a replica counts |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tutorial_lib.extras import extra
+from tutorial_lib.ray_app.settings import (
+    MAX_REQUEST_SIZE,
+    read_model,
+    replica_bounds,
+    warn_about_gpus,
+    warn_about_ignored,
+)
+
+with extra("ray", "tutorial_lib.ray_app"):
+    from ray import serve
+
+    from tutorial_lib.ray_app.replica import Replica
+
+__all__ = ["MAX_REQUEST_SIZE", "app", "build_app"]
+
+
+def build_app(
+    mar: str | Path,
+    *,
+    name: str = "my_model",
+    replicas: int | tuple[int, int] | None = None,
+    num_cpus: float = 1,
+    num_gpus: float | None = None,
+    max_request_size: int = MAX_REQUEST_SIZE,
+) -> serve.Application:
+    """Makes a Ray Serve application of an archive, for `serve.run`.
+
+    Run again with a new archive under the same application name, it is a rolling update: replicas of
+    the new archive start beside the old ones, which stop when the new ones are ready. If the new ones
+    can't start, `serve.run` raises and the old ones stay. The cluster needs room for replicas of both.
+
+    Args:
+        mar: the archive: a .mar, a .tar.gz or a folder. Every node has it at this path: in its image,
+            or on a volume that all nodes share. Each node unpacks it once.
+        name: the model's name in /predictions/<name>.
+        replicas: how many, or the minimum and the maximum between which Ray scales by load; None for
+            the archive's minWorkers and maxWorkers.
+        num_cpus: CPUs that Ray reserves for a replica; torch uses as many threads.
+        num_gpus: GPUs for a replica; None for 1 where the archive's deviceType is "gpu", else 0.
+        max_request_size: larger bodies are refused with a 413; in bytes.
+
+    Returns:
+        the application. It is a blueprint: replicas start with `serve.run`.
+
+    Raises:
+        ArchiveError: the archive is missing, broken, or needs what only TorchServe has.
+        ValueError: replicas is neither a number nor two.
+
+    >>> from tutorial_lib import build_archive
+    >>> import tempfile
+    >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
+    >>> application = build_app(mar, name="skeleton", replicas=(1, 4))
+    >>> build_app("missing.mar")
+    Traceback (most recent call last):
+    tutorial_lib.errors.ArchiveError: There is no archive missing.mar. Build it with build_archive.
+    """
+    model = read_model(mar, name, max_request_size)
+    warn_about_ignored(model)
+    warn_about_gpus(model, num_gpus)
+    minimum, maximum = replica_bounds(replicas, model.settings)
+    options = _deployment_options(model.settings, minimum, maximum)
+    if num_gpus is None:
+        num_gpus = 1 if model.settings["deviceType"] == "gpu" else 0
+    options["ray_actor_options"] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    application: serve.Application = serve.deployment(name="Replica", **options)(Replica).bind(model)
+    return application
+
+
+def _deployment_options(settings: dict[str, Any], minimum: int, maximum: int) -> dict[str, Any]:
+    """TorchServe's settings as those of a Ray Serve deployment."""
+    batch_size = int(settings["batchSize"])
+    options: dict[str, Any] = {
+        "max_ongoing_requests": 2 * batch_size,  # one batch in the handler, the next one gathering
+        "max_queued_requests": int(settings["jobQueueSize"]),
+        "max_surge_percent": 100,  # new replicas before old ones stop: a broken archive does no harm
+        "max_constructor_retry_count": 2,
+        "graceful_shutdown_timeout_s": float(settings["responseTimeout"]),
+    }
+    if minimum == maximum:
+        return options | {"num_replicas": minimum}
+    scaling = {"min_replicas": minimum, "max_replicas": maximum, "target_ongoing_requests": batch_size}
+    return options | {"autoscaling_config": scaling}
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """`build_app` for Ray's own command line and config files: `args` are its arguments.
+
+    serve run tutorial_lib.ray_app:app mar=/models/my_model.mar name=my_model replicas=2
+
+    The command line passes text, so numbers are parsed from text, replicas=2,16 too.
+
+    Args:
+        args: `mar`, and any other argument of `build_app`.
+
+    Returns:
+        the application.
+
+    Raises:
+        ArchiveError: as `build_app`.
+        ValueError: an argument that `build_app` does not have, or text where a number is needed.
+
+    >>> app({"mar": "model_store/my_model.mar", "num_cpus": "many"})
+    Traceback (most recent call last):
+    ValueError: num_cpus is 'many'. Give a number.
+    """
+    known: dict[str, Callable[[Any], Any]] = {"mar": str, "name": str, "replicas": _parse_replicas}
+    known |= {"num_cpus": float, "num_gpus": float, "max_request_size": int}
+    if "mar" not in args or not args.keys() <= known.keys():
+        raise ValueError(
+            f"tutorial_lib.ray_app:app got {', '.join(args) or 'no arguments'}. Give mar=PATH, and any of "
+            f"{', '.join(list(known)[1:])}."
+        )
+    return build_app(
+        **{key: _parse(key, value, known[key]) for key, value in args.items() if value is not None}
+    )
+
+
+def _parse(name: str, value: Any, parse: Callable[[Any], Any]) -> Any:
+    try:
+        return parse(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}. Give a number.") from None
+
+
+def _parse_replicas(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    numbers = [int(number) for number in value.strip("[]").split(",")]
+    return numbers[0] if len(numbers) == 1 else numbers

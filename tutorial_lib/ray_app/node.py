@@ -1,0 +1,94 @@
+"""The archive on a node: unpacked once, shared by all replicas there, removed when none uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tutorial_lib.archive import archive_sha256, unpack
+from tutorial_lib.errors import ArchiveError
+
+
+@contextlib.contextmanager
+def unpacked(archive: Path, digest: str) -> Iterator[Path]:
+    """The folder of the unpacked archive: one on a node, shared by all that are inside this context.
+
+    Whoever uses a folder holds a shared lock on it, which ends with the process. Unused folders are removed
+    whenever an archive is unpacked or left.
+
+    Args:
+        archive: a .mar, a .tar.gz or a folder.
+        digest: the `archive_sha256` that it must have.
+
+    Raises:
+        ArchiveError: the archive is missing on this node, is another one, or can't be unpacked; or another
+            user could change the folder that archives are unpacked into.
+
+    >>> from tutorial_lib import build_archive
+    >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
+    >>> with unpacked(mar, archive_sha256(mar)) as folder:
+    ...     (folder / "handler.py").is_file()
+    True
+    """
+    root = _private_folder(Path(tempfile.gettempdir()) / f"ray-archives-{os.getuid()}")
+    folder = root / digest
+    with contextlib.ExitStack() as held:
+        with _locked(root, fcntl.LOCK_EX):
+            if not folder.exists():
+                _check_archive(archive, digest)
+                unpack(archive, folder)
+            held.enter_context(_locked(folder, fcntl.LOCK_SH))
+            _remove_unused(root)
+        yield folder
+    with _locked(root, fcntl.LOCK_EX):
+        _remove_unused(root)
+
+
+def _private_folder(folder: Path) -> Path:
+    """Makes a folder that nobody else may write to: the code in it is run."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ArchiveError(
+            f"{folder} exists and is not a folder of this user alone (mode 0700), so others could change "
+            "the code that runs from it. Remove it, or set TMPDIR to a folder of your own."
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, kind)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _check_archive(archive: Path, digest: str) -> None:
+    node = socket.gethostname()
+    if not archive.exists():
+        raise ArchiveError(
+            f"There is no archive {archive} on the node {node}. Put it at this path on every node: in the "
+            "image, or on a volume that all nodes share."
+        )
+    if archive_sha256(archive) != digest:
+        raise ArchiveError(
+            f"{archive} on the node {node} is not the archive that was deployed: it was replaced, or not "
+            "copied to this node. Deploy again once every node has the same archive."
+        )
+
+
+def _remove_unused(root: Path) -> None:
+    for folder in root.iterdir():
+        with contextlib.suppress(BlockingIOError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""One replica: a worker with its own copy of the model, behind the addresses of TorchServe's frontend."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import os
+import socket
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tutorial_lib import worker
+from tutorial_lib.extras import extra
+from tutorial_lib.ray_app.bodies import read_body
+from tutorial_lib.ray_app.metrics import Metrics, exposition
+from tutorial_lib.ray_app.node import unpacked
+from tutorial_lib.ray_app.settings import Model
+
+with extra("ray", "tutorial_lib.ray_app"):
+    import ray
+    from ray import serve
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+
+class HTTPError(Exception):
+    """An error that TorchServe's frontend, not the handler, answers with."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        self.status, self.kind, self.message = status, kind, message
+
+
+class Replica:
+    """The class of the Ray Serve deployment that `build_app` makes."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._started = datetime.now(UTC)
+        self._id = serve.get_replica_context().replica_id.unique_id
+        self._host = {"Level": "Host", "Hostname": socket.gethostname()}
+        self._metrics = Metrics({"replica": self._id})
+        self._held = contextlib.ExitStack()
+        folder = self._held.enter_context(unpacked(model.archive, model.digest))
+        self._held.enter_context(worker.in_model_folder(folder))
+        logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+        worker.on_metric(self._take_metric)
+        # All of the handler runs in one thread, as in a worker; requests are read and gathered meanwhile.
+        self._thread = ThreadPoolExecutor(1)
+        self._service = self._load(folder)
+        self._batched = serve.batch(
+            max_batch_size=int(model.settings["batchSize"]),
+            batch_wait_timeout_s=model.settings["maxBatchDelay"] / 1000,
+        )(self._predict)
+
+    def __del__(self) -> None:
+        self._held.close()
+
+    def _load(self, folder: Path) -> Any:
+        load = functools.partial(
+            worker.load_service,
+            folder,
+            self._model.name,
+            gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica no GPUs but its own
+            batch_size=int(self._model.settings["batchSize"]),
+        )
+        seconds, began = self._model.settings["startupTimeout"], time.monotonic()
+        try:
+            service = self._thread.submit(load).result(seconds)
+        except TimeoutError:
+            raise TimeoutError(
+                f"The handler was not ready within startupTimeout, {seconds} s. Raise startupTimeout in the "
+                "model config, or find out what `initialize` waits for."
+            ) from None
+        load_time = round((time.monotonic() - began) * 1e3)
+        self._metrics.update("WorkerLoadTime", {"WorkerName": self._id, **self._host}, load_time)
+        return service
+
+    def _take_metric(self, metric: worker.Metric) -> None:
+        """Takes a metric of the handler; TorchServe's frontend reads them from the worker's log."""
+        if metric.kind in ("counter", "gauge"):
+            labels = {**metric.labels, "Hostname": self._host["Hostname"]}
+            self._metrics.update(metric.name, labels, metric.value, metric.kind)
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers one request as TorchServe would, at its inference, management or metrics address."""
+        id = str(uuid.uuid4())
+        try:
+            response = await self._answer(request, id)
+        except HTTPError as error:
+            body = {"code": error.status, "type": error.kind, "message": error.message}
+            response = _json(body, error.status)
+        response.headers["x-request-id"] = id
+        response.headers["cache-control"] = "no-cache; no-store, must-revalidate, private"
+        self._metrics.count_answer(response.status_code, self._host)
+        return response
+
+    async def _answer(self, request: Request, id: str) -> Response:
+        match request.scope["path"].rstrip("/").split("/")[1:]:
+            case ["ping", *_]:
+                return _json({"status": "Healthy"})
+            case ["predictions" | "explanations" as verb, name, *rest]:
+                self._check_known(name, rest[0] if rest else None)
+                extra = {"url_path": "/".join(rest[1:]), "explain": str(verb == "explanations")}
+                return await self._infer(request, id, extra, rest[0] if rest else "default")
+            case ["models", *rest] if len(rest) <= 2:
+                return await self._describe(request.method, rest)
+            case ["metrics"]:
+                states = [state["metrics"] for state in await self._all_replicas()]
+                return Response(exposition(states), media_type="text/plain; version=0.0.4")
+        message = "Requested resource is not found, please refer to API document."
+        raise HTTPError(404, "ResourceNotFoundException", message)
+
+    def _check_known(self, name: str, version: str | None) -> None:
+        if name != self._model.name:
+            raise HTTPError(404, "ModelNotFoundException", f"Model not found: {name}")
+        if version not in (None, self._model.version):
+            message = f"Model version: {version} does not exist for model: {name}"
+            raise HTTPError(404, "ModelVersionNotFoundException", message)
+
+    async def _infer(self, request: Request, id: str, extra: dict[str, str], version: str) -> Response:
+        labels = {
+            "model_name": self._model.name,
+            "model_version": version,
+            "hostname": self._host["Hostname"],
+        }
+        self._metrics.update("ts_inference_requests_total", labels)
+        began = time.monotonic()
+        body = await request.body()
+        if len(body) > self._model.max_request_size:
+            return Response(status_code=413)
+        try:
+            parameters = read_body(request.headers.get("content-type", ""), body)
+        except ValueError as error:
+            raise HTTPError(500, "ErrorDataDecoderException", str(error)) from error
+        item = worker.request(id, parameters, {**request.headers, **extra})
+        reply, queued = await self._batched((item, began))
+        self._metrics.update("ts_queue_latency_microseconds", labels, queued * 1e6)
+        self._metrics.update("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
+        if reply.error is None:
+            return Response(reply.body, reply.status, reply.headers)
+        status = 507 if reply.status == 413 else reply.status
+        raise HTTPError(status, "InternalServerException", reply.error)
+
+    async def _predict(self, items: list[tuple[dict[str, Any], float]]) -> list[tuple[worker.Reply, float]]:
+        """Has the handler answer one batch; a fault that ends a TorchServe worker ends the replica too."""
+        started = time.monotonic()
+        self._metrics.update("QueueTime", self._host, round((started - items[0][1]) * 1e3))
+        loop = asyncio.get_running_loop()
+        batch = [item for item, _ in items]
+        work = loop.run_in_executor(self._thread, _predict_or_none, self._service, batch)
+        try:
+            replies = await asyncio.wait_for(work, self._model.settings["responseTimeout"])
+        except TimeoutError:
+            logging.error("No answer within responseTimeout, %s s.", self._model.settings["responseTimeout"])
+            replies = None
+        if replies is None:
+            loop.call_later(1, os._exit, 1)  # after the answers below are sent; Ray starts a new replica
+            replies = [worker.Reply(500, {}, b"", "Worker died.")] * len(batch)
+        self._metrics.update("WorkerThreadTime", self._host, round((time.monotonic() - started) * 1e3))
+        return [(reply, started - began) for reply, (_, began) in zip(replies, items, strict=True)]
+
+    async def _describe(self, method: str, rest: list[str]) -> Response:
+        if method != "GET":
+            message = "Requested method is not allowed, please refer to API document."
+            raise HTTPError(405, "MethodNotAllowedException", message)
+        model, settings = self._model, self._model.settings
+        if not rest:
+            return _json({"models": [{"modelName": model.name, "modelUrl": model.archive.name}]})
+        self._check_known(rest[0], rest[1] if len(rest) > 1 and rest[1] != "all" else None)
+        description = {
+            "modelName": model.name,
+            "modelVersion": model.version,
+            "modelUrl": model.archive.name,
+            "runtime": "python",
+            "minWorkers": settings["minWorkers"],
+            "maxWorkers": settings.get("maxWorkers", settings["minWorkers"]),
+            **{key: settings[key] for key in ("batchSize", "maxBatchDelay", "responseTimeout")},
+            "startupTimeout": settings["startupTimeout"],
+            "deviceType": "gpu" if ray.get_gpu_ids() else "cpu",
+            "loadedAtStartup": True,
+            "workers": [state["worker"] for state in await self._all_replicas()],
+        }
+        return _json([description])
+
+    async def _all_replicas(self) -> list[dict[str, Any]]:
+        own = serve.get_replica_context()
+        handle = serve.get_deployment_handle(own.deployment, own.app_name)
+        states = await handle.broadcast("state").results_async(timeout_s=10, return_exceptions=True)
+        return [state for state in states if isinstance(state, dict)]
+
+    async def state(self) -> dict[str, Any]:
+        """This replica as TorchServe describes a worker, and its metrics; each replica asks all others."""
+        process = psutil.Process()
+        return {
+            "metrics": self._metrics.state(),
+            "worker": {
+                "id": self._id,
+                "startTime": self._started.isoformat(timespec="milliseconds"),
+                "status": "READY",
+                "memoryUsage": process.memory_info().rss,
+                "pid": process.pid,
+                "gpu": bool(ray.get_gpu_ids()),
+                "gpuUsage": "N/A",
+            },
+        }
+
+
+def _predict_or_none(service: Any, batch: list[dict[str, Any]]) -> list[worker.Reply] | None:
+    try:
+        return worker.predict(service, batch)
+    except BaseException:
+        logging.exception("Backend worker process died.")
+        return None
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(json.dumps(value, indent=2) + "\n", status, media_type="application/json")

@@ -1,0 +1,219 @@
+"""What an archive asks of its server, checked: settings that Ray Serve takes, ignores, or can't do."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tutorial_lib.archive import archive_sha256, read_manifest, read_settings
+from tutorial_lib.errors import ArchiveError
+from tutorial_lib.extras import extra
+
+with extra("ray", "tutorial_lib.ray_app"):
+    import ray
+
+MAX_REQUEST_SIZE = 6_553_500  # bytes; TorchServe's default
+
+# TorchServe's own defaults.
+_DEFAULTS: dict[str, Any] = {
+    "minWorkers": 1,
+    "batchSize": 1,
+    "maxBatchDelay": 100,  # ms
+    "responseTimeout": 120,  # s
+    "startupTimeout": 120,  # s
+    "jobQueueSize": 100,
+    "deviceType": "",
+}
+_MAY_BE_ZERO = ("minWorkers", "maxBatchDelay")
+# Settings that change how TorchServe's frontend talks to a worker.
+_ONLY_TORCHSERVE = (
+    "continuousBatching",
+    "sequenceBatching",
+    "asyncCommunication",
+    "parallelType",
+    "torchrun",
+)
+# Settings that have no effect here; the model is served all the same.
+_IGNORED = {
+    "deviceIds": "Ray chooses the GPUs",
+    "useVenv": "replicas use the packages of their node",
+    "useJobTicket": "Ray's proxies hold back what replicas can't take",
+    "clientTimeoutInMills": "set request_timeout_s in Ray Serve's HTTP options",
+    "maxRetryTimeoutInSec": "Ray restarts a failed replica without a limit",
+}
+# What TorchServe's own handlers import and TorchServe does not install.
+_IMAGES = ("captum", "PIL", "torchvision")
+_HANDLER_IMPORTS = {
+    "text_classifier": ("captum",),
+    **dict.fromkeys(("image_classifier", "image_segmenter", "object_detector"), _IMAGES),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a replica has to know: the archive, and what its manifest and model config say.
+
+    Attributes:
+        archive: the file's path, the same on every node.
+        digest: its `archive_sha256`, so that every replica of a version serves the same bytes.
+        name: the name in /predictions/<name>.
+        handler: the manifest's handler.
+        version: the manifest's modelVersion.
+        requirements: the manifest's requirementsFile; None where it has none.
+        settings: the model config, with TorchServe's defaults: batchSize, maxBatchDelay (ms), …
+        max_request_size: in bytes.
+    """
+
+    archive: Path
+    digest: str
+    name: str
+    handler: str
+    version: str
+    requirements: str | None
+    settings: dict[str, Any]
+    max_request_size: int = MAX_REQUEST_SIZE
+
+
+def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_SIZE) -> Model:
+    """Reads what an archive asks for, and checks that Ray Serve can do it.
+
+    Args:
+        mar: the archive: a .mar, a .tar.gz or a folder.
+        name: what the model is served as.
+        max_request_size: in bytes.
+
+    Raises:
+        ArchiveError: the archive is missing or broken, or a setting is wrong or only TorchServe has it.
+
+    >>> from tutorial_lib import build_archive
+    >>> import tempfile
+    >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
+    >>> read_model(mar, "skeleton").settings["responseTimeout"]
+    120
+    """
+    manifest = read_manifest(mar)["model"]
+    settings = read_settings(mar)
+    archive = Path(mar).absolute()
+    _check_values(archive, settings)
+    _check_supported(archive, settings)
+    return Model(
+        archive=archive,
+        digest=archive_sha256(archive),
+        name=name,
+        handler=manifest["handler"],
+        version=str(manifest.get("modelVersion", "1.0")),
+        requirements=manifest.get("requirementsFile"),
+        settings=_DEFAULTS | settings,
+        max_request_size=max_request_size,
+    )
+
+
+def _check_values(archive: Path, settings: dict[str, Any]) -> None:
+    for key in ("maxWorkers", *_DEFAULTS):
+        value, minimum = settings.get(key, 1), 0 if key in _MAY_BE_ZERO else 1
+        if key != "deviceType" and (type(value) is not int or value < minimum):
+            raise ArchiveError(
+                f"{archive.name} sets {key} to {value!r}. Give a whole number of at least {minimum}."
+            )
+
+
+def _check_supported(archive: Path, settings: dict[str, Any]) -> None:
+    unsupported = [key for key in _ONLY_TORCHSERVE if settings.get(key)]
+    if unsupported:
+        raise ArchiveError(
+            f"{archive.name} sets {', '.join(unsupported)}, which only TorchServe's frontend supports. "
+            "Remove it from the model config if the handler works without it; otherwise stay with TorchServe."
+        )
+
+
+def warn_about_ignored(model: Model) -> None:
+    """Warns about each thing that the archive asks for and that has no effect on Ray Serve.
+
+    Args:
+        model: from `read_model`.
+
+    >>> from dataclasses import replace
+    >>> model = Model(Path("a.mar"), "", "a", "handler.py", "1.0", None, {"useVenv": True})
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warn_about_ignored(model)
+    >>> print(caught[0].message)
+    a.mar sets useVenv, which has no effect here: replicas use the packages of their node.
+    """
+    archive = model.archive.name
+    for key, instead in _IGNORED.items():
+        if key in model.settings:
+            warnings.warn(f"{archive} sets {key}, which has no effect here: {instead}.", stacklevel=3)
+    if model.requirements:
+        warnings.warn(
+            f"{archive} has a {model.requirements}, which is not installed (TorchServe does not install it "
+            "by default either): install it on every node, or in the cluster's image.",
+            stacklevel=3,
+        )
+    missing = [name for name in _HANDLER_IMPORTS.get(model.handler, ()) if find_spec(name) is None]
+    if missing:
+        warnings.warn(
+            f"{archive} has TorchServe's handler {model.handler}, which imports {' and '.join(missing)}, not "
+            "installed here. Install it on every node: replicas can't start without it.",
+            stacklevel=3,
+        )
+
+
+def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
+    """Warns where the cluster's GPUs and the archive's deviceType don't match.
+
+    Before `ray.init` there is no cluster to look at, and no warning.
+
+    Args:
+        model: from `read_model`.
+        num_gpus: as in `build_app`.
+    """
+    if not ray.is_initialized():
+        return
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    device, archive = model.settings["deviceType"], model.archive.name
+    if gpus and num_gpus is None and not device:
+        warnings.warn(
+            f"The cluster has GPUs, and {archive} asks for none, so it is served on CPUs. (TorchServe would "
+            "use the GPUs.) Pass num_gpus=1, or set deviceType: gpu in the model config; or pass num_gpus=0.",
+            stacklevel=3,
+        )
+    if not gpus and (num_gpus or (num_gpus is None and device == "gpu")):
+        warnings.warn(
+            f"{archive} asks for a GPU, and the cluster has none: replicas wait until a node with a GPU "
+            "joins. Pass num_gpus=0 to serve it on CPUs.",
+            stacklevel=3,
+        )
+
+
+def replica_bounds(replicas: int | tuple[int, int] | None, settings: dict[str, Any]) -> tuple[int, int]:
+    """The minimum and the maximum number of replicas.
+
+    Args:
+        replicas: as in `build_app`.
+        settings: of a `Model`.
+
+    Raises:
+        ArchiveError: the minimum is 0, or larger than the maximum.
+        ValueError: replicas is neither a number nor two.
+
+    >>> replica_bounds(None, {"minWorkers": 1, "maxWorkers": 4}), replica_bounds(2, {})
+    ((1, 4), (2, 2))
+    """
+    if replicas is None:
+        minimum = int(settings["minWorkers"])
+        replicas = minimum, int(settings.get("maxWorkers", minimum))
+    bounds = list(replicas) if isinstance(replicas, (tuple, list)) else [replicas, replicas]
+    if [type(bound) for bound in bounds] != [int, int]:
+        raise ValueError(
+            f"replicas is {replicas!r}. Give a number, or the minimum and the maximum, as in (2, 16)."
+        )
+    minimum, maximum = bounds
+    if not 0 < minimum <= maximum:
+        raise ArchiveError(
+            f"{minimum} to {maximum} replicas (minWorkers to maxWorkers) is no range. Give a minimum of at "
+            "least 1, and a maximum of at least the minimum."
+        )
+    return minimum, maximum
