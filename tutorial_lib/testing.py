@@ -1,4 +1,4 @@
-"""Tries handlers without a server."""
+"""Tries handlers without a server: one batch with `run_handler`, everything with `check_handler`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from tutorial_lib import worker
 from tutorial_lib.archive import lay_out
+from tutorial_lib.check_handler import HandlerReport, check_handler
+
+__all__ = ["HandlerAnswer", "HandlerReport", "check_handler", "run_handler"]
 
 
 class HandlerAnswer(NamedTuple):

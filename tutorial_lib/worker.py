@@ -190,15 +190,21 @@ def load_service(
     metrics = MetricsCacheYamlImpl(str(declared))
     metrics.initialize_cache()
     metrics.model_name = name
-    service = TsModelLoader().load(
-        name,
-        str(model_dir),
-        manifest["model"]["handler"],
-        gpu_id,
-        batch_size,
-        envelope,
-        metrics_cache=metrics,
-    )
+    try:
+        service = TsModelLoader().load(
+            name,
+            str(model_dir),
+            manifest["model"]["handler"],
+            gpu_id,
+            batch_size,
+            envelope,
+            metrics_cache=metrics,
+        )
+    except ModuleNotFoundError as error:
+        # Where the archive's handler can't be imported, TorchServe looks for one of its own of that name.
+        if error.name is not None and error.name.startswith("ts.torch_handler.") and error.__context__:
+            raise error.__context__ from None
+        raise
     handle = service._entry_point
 
     def handle_any_spelling(data: Any, context: Any) -> Any:
@@ -237,20 +243,29 @@ def request(
     return {"requestId": id.encode(), "headers": pairs, "parameters": list(parameters)}
 
 
-def predict(service: Any, batch: Sequence[dict[str, Any]]) -> list[Reply]:
+def predict(
+    service: Any,
+    batch: Sequence[dict[str, Any]],
+    on_chunk: Callable[[int, Reply], None] | None = None,
+) -> list[Reply]:
     """Has the handler answer a batch: one reply for each request, in order.
+
+    Args:
+        service: from `load_service`.
+        batch: from `request`.
+        on_chunk: called with a request's index for each part of a streamed answer but the last, when the
+            handler sends the part.
 
     Raises:
         BaseException: what would end TorchServe's worker: `sys.exit`, an answer that can't be encoded.
     """
-    stream = _Stream()
+    stream = _Stream(on_chunk)
     service.set_cl_socket(stream)
     replies = _decode(bytes(service.predict(list(batch))))
-    parts = [[reply.body for reply in _decode(message)] for message in stream.messages]
-    if not parts:
+    if not stream.parts:
         return replies
     streamed = []
-    for reply, chunks in zip(replies, zip(*parts, strict=True), strict=True):
+    for reply, chunks in zip(replies, zip(*stream.parts, strict=True), strict=True):
         streamed.append(reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks))
     return streamed
 
@@ -258,11 +273,16 @@ def predict(service: Any, batch: Sequence[dict[str, Any]]) -> list[Reply]:
 class _Stream:
     """Stands where the worker's socket is: a handler that streams sends each part of its answers there."""
 
-    def __init__(self) -> None:
-        self.messages: list[bytes] = []
+    def __init__(self, on_chunk: Callable[[int, Reply], None] | None) -> None:
+        self.parts: list[list[bytes]] = []
+        self._on_chunk = on_chunk
 
     def sendall(self, message: bytes) -> None:
-        self.messages.append(bytes(message))
+        replies = _decode(bytes(message))
+        self.parts.append([reply.body for reply in replies])
+        for index, reply in enumerate(replies):
+            if self._on_chunk:
+                self._on_chunk(index, reply)
 
 
 def _decode(message: bytes) -> list[Reply]:
