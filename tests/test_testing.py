@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests import handlers
-from tutorial_lib import ArchiveError
+from tutorial_lib import ArchiveError, build_archive, read_manifest
 from tutorial_lib.testing import run_handler
 
 WORD = "import helper\n\n\ndef handle(data, context):\n    return data and [helper.WORD] * len(data)\n"
@@ -39,6 +40,44 @@ def test_a_plain_model(batch: int, tmp_path: Path) -> None:
     answers = run_handler(tmp_path / "image.py", requests, model_file=model_file, serialized_file=weights)
     assert [answer.status for answer in answers] == [200] * batch
     assert all(answer.body in range(5) for answer in answers)
+
+
+EXPORTED = """
+import torch
+
+
+class Doubler:
+    def initialize(self, context):
+        name = context.manifest["model"]["serializedFile"]
+        load = torch.export.load if name.endswith(".pt2") else torch.jit.load
+        model = load(context.system_properties["model_dir"] + "/" + name)
+        self.model = model.module() if name.endswith(".pt2") else model
+
+    def handle(self, data, context):
+        return self.model(torch.tensor([row["body"] for row in data])).tolist()
+"""
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pt2"])
+def test_a_handler_that_loads_a_compiled_model_itself(name: str, tmp_path: Path) -> None:
+    class Double(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    (tmp_path / "doubler.py").write_text(EXPORTED)
+    weights = tmp_path / name
+    if name.endswith(".pt2"):
+        torch.export.save(torch.export.export(Double(), (torch.zeros(2, 3),)), weights)
+    else:
+        traced: Any = torch.jit.trace(Double(), torch.zeros(2, 3))  # type: ignore[no-untyped-call]
+        traced.save(weights)
+    requests = [{"body": [1.0, 2.0, 3.0]}, {"body": [0.0, 0.0, 1.0]}]
+    archive = build_archive(
+        "m", handler=tmp_path / "doubler.py", serialized_file=weights, export_path=tmp_path / "store"
+    )
+    assert read_manifest(archive)["model"]["serializedFile"] == name
+    answers = run_handler(tmp_path / "doubler.py", requests, serialized_file=weights)
+    assert answers == [(200, [2.0, 4.0, 6.0]), (200, [0.0, 0.0, 2.0])]
 
 
 def test_a_handler_of_torchserve_by_its_name(tmp_path: Path) -> None:

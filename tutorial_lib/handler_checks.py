@@ -187,7 +187,10 @@ class Checks:
                         "An answer depends on its neighbours, or the order changes. Return answers in the "
                         "order of the requests, mask padding, and call model.eval().",
                     )
-        return Check(name, True, f"up to {max(map(len, self._orders()))} requests, in several orders")
+        orders = (
+            "in several orders" if len(self._parts) > 1 else "all alike: two samples would show their order"
+        )
+        return Check(name, True, f"up to {max(map(len, self._orders()))} requests, {orders}")
 
     def _orders(self) -> list[list[int]]:
         numbers = [*range(len(self._parts))]
