@@ -268,12 +268,22 @@ def test_a_new_version_links_large_files_and_leaves_the_old_one_as_it_is(tmp_pat
     (tmp_path / "edited.py").write_text(HANDLER + "# edited\n")
     (tmp_path / "s.yaml").write_text("a: 2")
     (tmp_path / "tools" / "__init__.py").write_text("a = 2")
+    (tmp_path / "w2").write_text("new weights")
     edited = {"handler": tmp_path / "edited.py", "config_file": tmp_path / "s.yaml"}
+    edited |= {"serialized_file": tmp_path / "w2", "model_file": tmp_path / "h.py"}
     new_version(old, new, version="1.1", **edited, extra_files=[tmp_path / "tools"])
     assert contents(old) == before
     assert read_settings(new) == {"a": 2}
     model = read_manifest(new)["model"]
-    assert (model["modelVersion"], model["handler"]) == ("1.1", "edited.py")
+    assert model == {
+        "modelName": "model",
+        "modelVersion": "1.1",
+        "handler": "edited.py",
+        "modelFile": "h.py",
+        "serializedFile": "w2",
+        "configFile": "s.yaml",
+    }
+    assert (new / "w2").read_text() == "new weights"
     assert (new / "weights").samefile(old / "weights") and not (new / "h.py").samefile(old / "h.py")
     assert (new / "tools" / "__init__.py").read_text() == "a = 2"
     for change in ({"handler": "gone.py"}, {"extra_files": ["gone"]}):

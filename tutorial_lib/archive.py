@@ -327,6 +327,8 @@ def new_version(
     *,
     version: str,
     handler: str | Path | None = None,
+    model_file: str | Path | None = None,
+    serialized_file: str | Path | None = None,
     config_file: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
 ) -> None:
@@ -339,7 +341,8 @@ def new_version(
         source: the unpacked archive.
         target: the folder to make.
         version: the new version.
-        handler, config_file, extra_files: the edited files; None for those that stay.
+        handler, model_file, serialized_file, config_file, extra_files: the edited files; None for those that
+            stay.
 
     Raises:
         ArchiveError: a file is missing, or `source` is no unpacked archive.
@@ -352,16 +355,19 @@ def new_version(
     '1.1'
     """
     source, target = Path(source), Path(target)
-    edited = [Path(file) for file in (handler, config_file, *extra_files) if file is not None]
+    single = {
+        "handler": handler,
+        "modelFile": model_file,
+        "serializedFile": serialized_file,
+        "configFile": config_file,
+    }
+    named = {key: Path(file) for key, file in single.items() if file is not None}
+    edited = [file for file in (*named.values(), *map(Path, extra_files)) if not is_built_in(file)]
     for file in edited:
         if not file.exists():
             raise ArchiveError(f"There is no file {file}. Check the path.")
     manifest = read_manifest(source)
-    manifest["model"]["modelVersion"] = version
-    if handler is not None:
-        manifest["model"]["handler"] = Path(handler).name
-    if config_file is not None:
-        manifest["model"]["configFile"] = Path(config_file).name
+    manifest["model"] |= {"modelVersion": version, **{key: file.name for key, file in named.items()}}
     _copy(source, target)
     for file in edited:
         _remove(target / file.name)  # never write into a file that may be a link
