@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 SKELETON = """
 import logging
@@ -168,6 +171,41 @@ class Odd(BaseHandler):
 """
 
 
+# Sends the parts that its request names one by one, with a pause after each.
+STREAMING = """
+import time
+
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+
+def handle(data, context):
+    if data is None:
+        return None
+    bodies = [row["body"] for row in data]
+    for part in zip(*[body["parts"] for body in bodies]):
+        send_intermediate_predict_response(list(part), context.request_ids, "Intermediate", 200, context)
+        time.sleep(max(body.get("seconds", 0) for body in bodies))
+    return ["end"] * len(data)
+"""
+
+# Answers with the rows that its envelope makes.
+ENVELOPED = """
+def handle(data, context):
+    return None if data is None else [repr(row) for row in data]
+"""
+
+# Counts with a metric that only a metrics.yaml of its own declares.
+METERED = """
+def handle(data, context):
+    if data is None:
+        return None
+    letters = context.metrics.get_metric("own_letters")
+    for row in data:
+        letters.add_or_update(len(row["body"]), [context.model_name])
+    return ["counted"] * len(data)
+"""
+
+
 def pack(
     folder: Path,
     name: str,
@@ -191,7 +229,7 @@ def pack(
         (folder / f"{name}.yaml").write_text(config)
         command += ["--config-file", str(folder / f"{name}.yaml")]
     subprocess.run(command, check=True, capture_output=True)
-    [archive] = [file for suffix in (".mar", ".tar.gz") for file in folder.glob(name + suffix)]
+    [archive] = [file for suffix in (".mar", ".tar.gz", "") for file in folder.glob(name + suffix)]
     return archive
 
 
@@ -235,3 +273,22 @@ def _options(model: tuple[Path, Path]) -> list[str]:
 def pack_text(folder: Path) -> Path:
     (folder / "words.txt").write_text("good bad great\n")
     return pack(folder, "text", TEXT, extra=[folder / "words.txt"])
+
+
+def pack_enveloped(folder: Path) -> Path:
+    """An archive whose manifest names TorchServe's JSON envelope, which the archiver has no option for."""
+    archive = pack(folder, "enveloped", ENVELOPED, arguments=["--archive-format", "no-archive"])
+    manifest = archive / "MAR-INF" / "MANIFEST.json"
+    found = json.loads(manifest.read_text())
+    found["model"]["envelope"] = "json"
+    manifest.write_text(json.dumps(found))
+    return archive
+
+
+def pack_metered(folder: Path, shipped: Path) -> Path:
+    """An archive with a metrics.yaml of its own: the shipped one, and a counter more."""
+    declared = yaml.safe_load(shipped.read_text())
+    own = {"name": "own_letters", "unit": "count", "dimensions": ["ModelName"]}
+    declared["model_metrics"]["counter"].append(own)
+    (folder / "metrics.yaml").write_text(yaml.safe_dump(declared))
+    return pack(folder, "metered", METERED, extra=[folder / "metrics.yaml"])

@@ -28,6 +28,7 @@ _DEFAULTS: dict[str, Any] = {
     "deviceType": "",
 }
 _MAY_BE_ZERO = ("minWorkers", "maxBatchDelay")
+_ENVELOPES = ("body", "json", "kserve", "kservev2")
 # Settings that change how TorchServe's frontend talks to a worker.
 _ONLY_TORCHSERVE = (
     "continuousBatching",
@@ -63,6 +64,7 @@ class Model:
         handler: the manifest's handler.
         version: the manifest's modelVersion.
         requirements: the manifest's requirementsFile; None where it has none.
+        envelope: the manifest's envelope, or the model config's service_envelope; None for none.
         settings: the model config, with TorchServe's defaults: batchSize, maxBatchDelay (ms), …
         max_request_size: in bytes.
     """
@@ -73,6 +75,7 @@ class Model:
     handler: str
     version: str
     requirements: str | None
+    envelope: str | None
     settings: dict[str, Any]
     max_request_size: int = MAX_REQUEST_SIZE
 
@@ -87,6 +90,7 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
 
     Raises:
         ArchiveError: the archive is missing or broken, or a setting is wrong or only TorchServe has it.
+        ValueError: the name has a "/", or is "", "." or "..".
 
     >>> from tutorial_lib import build_archive
     >>> import tempfile
@@ -94,6 +98,8 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
     >>> read_model(mar, "skeleton").settings["responseTimeout"]
     120
     """
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"The model's name is {name!r}. Give a name that can stand in /predictions/<name>.")
     manifest = read_manifest(mar)["model"]
     settings = read_settings(mar)
     archive = Path(mar).absolute()
@@ -106,6 +112,7 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
         handler=manifest["handler"],
         version=str(manifest.get("modelVersion", "1.0")),
         requirements=manifest.get("requirementsFile"),
+        envelope=manifest.get("envelope") or settings.get("service_envelope"),
         settings=_DEFAULTS | settings,
         max_request_size=max_request_size,
     )
@@ -118,6 +125,12 @@ def _check_values(archive: Path, settings: dict[str, Any]) -> None:
             raise ArchiveError(
                 f"{archive.name} sets {key} to {value!r}. Give a whole number of at least {minimum}."
             )
+    envelope = settings.get("service_envelope")
+    if envelope is not None and envelope not in _ENVELOPES:
+        raise ArchiveError(
+            f"{archive.name} sets service_envelope to {envelope!r}. Give one of {', '.join(_ENVELOPES)}, or "
+            "remove it."
+        )
 
 
 def _check_supported(archive: Path, settings: dict[str, Any]) -> None:
@@ -136,7 +149,7 @@ def warn_about_ignored(model: Model) -> None:
         model: from `read_model`.
 
     >>> from dataclasses import replace
-    >>> model = Model(Path("a.mar"), "", "a", "handler.py", "1.0", None, {"useVenv": True})
+    >>> model = Model(Path("a.mar"), "", "a", "handler.py", "1.0", None, None, {"useVenv": True})
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warn_about_ignored(model)
     >>> print(caught[0].message)

@@ -1,0 +1,120 @@
+"""What an archive asks for and Ray Serve can't do is a sentence at `build_app`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import handlers
+from tutorial_lib import ArchiveError
+
+ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
+
+from tutorial_lib.ray_app import build_app  # noqa: E402
+from tutorial_lib.ray_app.settings import read_model, replica_bounds  # noqa: E402
+
+HANDLER = "def handle(data, context):\n    return data\n"
+Pack = Callable[..., Path]
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    return lambda config="", **options: handlers.pack(tmp_path, "a", HANDLER, config=config, **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("sequenceBatching: true", r"sets sequenceBatching, which only TorchServe.* stay with TorchServe"),
+        ("continuousBatching: true", "sets continuousBatching, which only TorchServe"),
+        ("batchSize: many", "batchSize to 'many'. Give a whole number of at least 1"),
+        ("batchSize: 0", "batchSize to 0. Give a whole number of at least 1"),
+        ("maxBatchDelay: -1", "maxBatchDelay to -1. Give a whole number of at least 0"),
+        ("responseTimeout: 1.5", "responseTimeout to 1.5"),
+        ("jobQueueSize: true", "jobQueueSize to True"),
+        ("service_envelope: jsn", "service_envelope to 'jsn'. Give one of body, json, kserve, kservev2"),
+        ("service_envelope: [json]", r"service_envelope to \['json'\]"),
+        ("- 1", "has no settings"),
+    ],
+)
+def test_a_setting_that_cannot_be_served_is_an_error(config: str, sentence: str, pack: Pack) -> None:
+    with pytest.raises(ArchiveError, match=sentence):
+        build_app(pack(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("deviceIds: [1]", "sets deviceIds, which has no effect here: Ray chooses the GPUs"),
+        ("useVenv: true", "sets useVenv, which has no effect here: replicas use"),
+    ],
+)
+def test_a_setting_without_effect_is_a_warning(config: str, sentence: str, pack: Pack) -> None:
+    with pytest.warns(UserWarning, match=sentence):
+        build_app(pack(config))
+
+
+def test_packages_that_nodes_need_are_a_warning(pack: Pack, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "needs.txt").write_text("emoji\n")
+    with pytest.warns(UserWarning, match=r"needs\.txt, which is not installed"):
+        build_app(pack(arguments=["-r", str(tmp_path / "needs.txt")]))
+    weights = ["--serialized-file", str(tmp_path / "needs.txt")]
+    named = handlers.pack(tmp_path, "named", "image_classifier", arguments=weights)
+    monkeypatch.setattr(
+        "tutorial_lib.ray_app.settings.find_spec", lambda name: None if name == "torchvision" else name
+    )
+    with pytest.warns(UserWarning, match="image_classifier, which imports torchvision, not installed"):
+        build_app(named)
+
+
+@pytest.mark.parametrize(
+    ("in_cluster", "config", "num_gpus", "sentence"),
+    [
+        (2, "", None, "The cluster has GPUs, and .* served on CPUs"),
+        (2, "deviceType: cpu\n", None, None),
+        (2, "", 0, None),
+        (0, "deviceType: gpu\n", None, "the cluster has none: replicas wait"),
+    ],
+)
+def test_gpus_that_are_unused_or_missing_are_a_warning(
+    in_cluster: int, config: str, num_gpus: int | None, sentence: str | None, pack: Pack, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": in_cluster} if in_cluster else {})
+    with warnings.catch_warnings(record=True) as caught:
+        build_app(pack(config), num_gpus=num_gpus)
+    assert (sentence is None and not caught) or re.search(str(sentence), str(caught[0].message))
+
+
+def test_the_envelope_is_the_model_configs(pack: Pack) -> None:
+    assert read_model(pack("service_envelope: json"), "a").envelope == "json"
+    assert read_model(pack(), "a").envelope is None
+
+
+@pytest.mark.parametrize("name", ["team/m", "", ".."])
+def test_a_name_stands_in_an_address(name: str, pack: Pack) -> None:
+    with pytest.raises(ValueError, match="Give a name that can stand in /predictions/<name>"):
+        build_app(pack(), name=name)
+
+
+@pytest.mark.parametrize("wrong", ["12", 2.5, (1, 2, 3), True])
+def test_replicas_are_one_number_or_two(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="Give a number, or the minimum and the maximum"):
+        replica_bounds(wrong, {})
+
+
+@pytest.mark.parametrize("bounds", [(3, 2), (0, 2), 0, -1])
+def test_replicas_are_a_range(bounds: Any) -> None:
+    with pytest.raises(ArchiveError, match=r"replicas \(minWorkers to maxWorkers\) is no range"):
+        replica_bounds(bounds, {})
+
+
+def test_a_broken_archive_is_an_error(pack: Pack, tmp_path: Path) -> None:
+    (tmp_path / "cut.mar").write_bytes(pack().read_bytes()[:-30])
+    with pytest.raises(ArchiveError, match="is not a model archive"):
+        build_app(tmp_path / "cut.mar")
