@@ -10,6 +10,7 @@ import pytest
 
 from tests import handlers
 from tutorial_lib import ArchiveError, build_archive
+from tutorial_lib.check_handler import main
 from tutorial_lib.testing import check_handler
 
 SAMPLES = [{"x": [1, 2]}, {"x": [5, 6]}]
@@ -174,6 +175,27 @@ def test_sound_handlers_pass(tmp_path: Path) -> None:
         report = report_of(tmp_path, source, samples)
         assert report.ok, report
         assert report.checks[-1].name == "time by batch size" and "8: " in report.checks[-1].found
+
+
+def test_a_file_that_is_found_from_one_working_directory_only_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("good")
+    report = report_of(tmp_path, handlers.TEXT, ["a good day"], extra_files=[tmp_path / "words.txt"])
+    [row] = [check for check in report.checks if check.name == "files"]
+    assert row.ok is None and "words.txt only because" in row.found
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table.py").write_text(TABLE.replace("ANSWERS", SOUND))
+    (tmp_path / "sample.json").write_text('{"x": [1]}')
+    assert (
+        main(["check-handler", str(tmp_path / "table.py"), f"@{tmp_path / 'sample.json'}", '{"x": [2]}']) == 0
+    )
+    assert "[OK]   answers the samples" in capsys.readouterr().out
+    assert main(["check-handler", str(tmp_path / "table.py"), "a text, not JSON"]) == 1
+    assert "[FAIL] answers the samples" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["check-handler", "gone.py", "7"])
+    assert "There is no handler file gone.py" in capsys.readouterr().err
 
 
 def test_an_archive_and_a_handler_of_torchserves_are_checked(tmp_path: Path) -> None:

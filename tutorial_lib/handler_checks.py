@@ -94,7 +94,7 @@ class Worker:
 class Checks:
     """The checks, in the order of the report."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], outside: Callable[[], list[str]]) -> None:
+    def __init__(self, folder: Path, samples: Sequence[Sample], files: OpenedFiles) -> None:
         self._handler = read_manifest(folder)["model"]["handler"]
         batch_size = read_settings(folder).get("batchSize")
         self._built_in = is_built_in(self._handler)
@@ -102,7 +102,7 @@ class Checks:
         self._own_metrics = (folder / "metrics.yaml").is_file()
         self._worker = Worker(folder, batch_size or 1)
         self._parts = [_part(sample) for sample in samples]
-        self._samples, self._outside = samples, outside
+        self._samples, self._files_opened = samples, files
         self._expected: list[worker.Reply] = []
 
     def run(self) -> Iterator[Check]:
@@ -141,7 +141,10 @@ class Checks:
             [reply] = self._worker.ask(part)
             if reply.status != 200:
                 return Check(
-                    "answers the samples", False, f"sample {number}: {_said(reply)}", _advice_on_status(reply)
+                    "answers the samples",
+                    False,
+                    f"sample {number}: {_status_and_text(reply)}",
+                    _advice_on_status(reply),
                 )
             if _has_nan(reply):
                 return Check(
@@ -176,7 +179,10 @@ class Checks:
             replies = self._worker.ask(*(self._parts[i] for i in order))
             if failed := next((reply for reply in replies if reply.status != 200), None):
                 return Check(
-                    name, False, f"{len(order)} requests: {_said(failed)}", _advice_on_status(failed)
+                    name,
+                    False,
+                    f"{len(order)} requests: {_status_and_text(failed)}",
+                    _advice_on_status(failed),
                 )
             for i, reply in zip(order, replies, strict=True):
                 if not _same(reply, self._expected[i]):
@@ -203,7 +209,7 @@ class Checks:
             for form, part in _forms(sample).items():
                 [reply] = self._worker.ask(part)
                 if not _same(reply, expected):
-                    different[form] = _said(reply)
+                    different[form] = _status_and_text(reply)
         if not different:
             return Check(name, True, ", ".join(_forms(self._samples[0])))
         return Check(
@@ -222,7 +228,7 @@ class Checks:
         for bad in bodies:
             [reply] = self._worker.ask(bad.part)
             if reply.status >= 500 or (bad.refused and reply.status < 400):
-                broken[bad.name] = _said(reply)
+                broken[bad.name] = _status_and_text(reply)
             if not self._single:
                 one, _, two = self._worker.ask(self._parts[0], bad.part, self._parts[0])
                 if not (_same(one, self._expected[0]) and _same(two, self._expected[0])):
@@ -306,15 +312,14 @@ class Checks:
         return Check(name, False if self._own_metrics else None, found, fix)
 
     def _files(self) -> Check:
-        name = "files"
-        if not (outside := self._outside()):
-            return Check(name, True, "reads the archive's alone")
-        return Check(
-            name,
-            False,
-            f"reads files that are not in the archive: {', '.join(outside)}",
-            "Add them to extra_files, and open them in context.system_properties['model_dir'].",
-        )
+        name, fix = "files", "open them in context.system_properties['model_dir']."
+        if outside := self._files_opened.outside:
+            found = f"reads files that are not in the archive: {', '.join(outside)}"
+            return Check(name, False, found, f"Add them to extra_files, and {fix}")
+        if relative := self._files_opened.relative:
+            found = f"finds {', '.join(relative)} only because TorchServe's worker runs in the model's folder"
+            return Check(name, None, found, f"To be found everywhere, {fix}")
+        return Check(name, True, "reads the archive's alone")
 
     def _time(self) -> Check:
         figures = []
@@ -454,7 +459,7 @@ def _grouped(answers: dict[str, str]) -> str:
     return "; ".join(f"{answer} ({', '.join(requests)})" for answer, requests in groups.items())
 
 
-def _said(reply: worker.Reply) -> str:
+def _status_and_text(reply: worker.Reply) -> str:
     return f"{reply.status} {reply.error or _text(reply)}"
 
 
@@ -492,30 +497,49 @@ def _advice_on_status(reply: worker.Reply) -> str:
     return "A sample must be a good request. Is it?"
 
 
-def _watch_files(sources: Sequence[str], own: str) -> Callable[[], list[str]]:
-    """Notes which files below `sources` this process opens: they will not be on the server.
+class OpenedFiles:
+    """Notes which files this process opens: those that will not be on the server, and how others are named.
 
     Files below hidden folders (.venv, .cache), installed packages and files made meanwhile do not count.
+
+    Args:
+        sources: folders of the author, whose files are on the server only if they are in the archive.
+        own: the folder of this check, with the unpacked archive.
     """
-    opened: dict[str, None] = {}
-    started = time.time()
-    below = tuple(
-        f"{source.rstrip('/')}/" for source in sources if Path(source) not in (Path("/"), Path.home())
-    )
-    own_folders = (own, sys.prefix, str(Path(__file__).parent))
 
-    def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str):
-            path = os.path.normpath(os.path.join(os.getcwd(), arguments[0]))  # noqa: PTH109, PTH118
-            if path.startswith(below) and not path.startswith(own_folders):
-                opened[path] = None
+    def __init__(self, sources: Sequence[str], own: Path) -> None:
+        self._started = time.time()
+        self._outside: dict[str, None] = {}
+        self._relative: dict[str, None] = {}
+        kept = [source for source in sources if Path(source) not in (Path("/"), Path.home())]
+        below = tuple(f"{source.rstrip('/')}/" for source in kept)
+        exempt = (str(own), sys.prefix, str(Path(__file__).parent))
 
-    def count(path: str) -> bool:
+        def note(event: str, arguments: tuple[Any, ...]) -> None:
+            if event != "open" or not isinstance(arguments[0], str):
+                return
+            name = arguments[0]
+            path = os.path.normpath(os.path.join(os.getcwd(), name))  # noqa: PTH109, PTH118
+            if path.startswith(below) and not path.startswith(exempt):
+                self._outside[path] = None
+            elif not name.startswith("/") and path.startswith(str(own)):
+                self._relative[name] = None
+
+        sys.addaudithook(note)
+
+    @property
+    def outside(self) -> list[str]:
+        """Files of the sources that are not in the archive."""
+        return [path for path in self._outside if self._counts(path)][:5]
+
+    @property
+    def relative(self) -> list[str]:
+        """Files of the archive that were named from the working directory on."""
+        return [name for name in self._relative if self._counts(name)][:5]
+
+    def _counts(self, path: str) -> bool:
         hidden = "/." in path or "-packages/" in path or "__pycache__" in path
-        return not hidden and Path(path).is_file() and Path(path).stat().st_mtime < started
-
-    sys.addaudithook(note)
-    return lambda: [path for path in opened if count(path)][:5]
+        return not hidden and Path(path).is_file() and Path(path).stat().st_mtime < self._started
 
 
 def main(job: Path) -> None:
@@ -524,8 +548,8 @@ def main(job: Path) -> None:
     task = json.loads(job.read_text(encoding="utf-8"))
     folder = Path(task["folder"])
     samples = [base64.b64decode(s["bytes"]) if "bytes" in s else s["value"] for s in task["samples"]]
-    outside = _watch_files(task["sources"], str(folder.parent))
+    files = OpenedFiles(task["sources"], folder.parent)
     with worker.in_model_folder(folder), Path(task["rows"]).open("w", encoding="utf-8") as rows:
-        for check in Checks(folder, samples, outside).run():
+        for check in Checks(folder, samples, files).run():
             rows.write(json.dumps([check.name, check.ok, check.found, check.fix]) + "\n")
             rows.flush()
