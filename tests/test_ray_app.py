@@ -403,7 +403,7 @@ import threading
 
 def handle(data, context):
     with open(context.model_yaml_config["own"], "a") as pids:
-        print(os.getpid(), file=pids)
+        pids.write(str(os.getpid()) + " ")
     threading.Event().wait()
 """
 

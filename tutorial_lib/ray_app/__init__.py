@@ -19,9 +19,9 @@ What does not carry over:
   503 ("Ask again") to requests that the handler has not seen, where TorchServe lets them wait; clients retry;
 - a /ping at any time: here it waits behind predictions. Load balancers ask the proxy's own /-/healthz.
 
-TorchServe's service_envelope is a setting of the whole server; here it is a setting of the model config. Below
-a route prefix ("/team") an application has all its addresses there ("/team/predictions/my_model"); a prefix
-that is itself an address ("/predictions/my_model") has that one alone.
+TorchServe's service_envelope is a setting of the whole server; here it is a setting of the model config.
+Below a route prefix ("/team") an application has all its addresses there ("/team/predictions/my_model"); a
+prefix that is itself an address ("/predictions/my_model") has that one alone.
 
 `build_app` refuses or warns about settings of the archive that have no effect here.
 
