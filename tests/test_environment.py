@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tutorial_lib import EnvironmentReport, check_environment, detect_gpu
-from tutorial_lib.environment import Check
+from tutorial_lib.report import Check
 
 
 def test_a_failure_shows_its_fix_in_text_and_escaped_in_a_notebook() -> None:

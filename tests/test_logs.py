@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutorial_lib import TorchServe, first_traceback, parse_context
-from tutorial_lib.logs import log_hint, wait_for_traceback
+from tutorial_lib.logs import wait_for_traceback
 
 
 def line(text: str, worker: int = 9000, stream: str = "stdout") -> str:
@@ -69,18 +69,6 @@ def test_a_chained_traceback_is_whole() -> None:
         "Traceback (most recent call last):\n  File b\nRuntimeError: no x"
     )
     assert first_traceback("".join(line(part) for part in text.split("\n")) + line("bye")) == text
-
-
-@pytest.mark.parametrize(
-    ("log", "hint"),
-    [
-        ("BindException: Address already in use", "One of its ports is taken."),
-        ("UnsupportedClassVersionError: ts", "Its Java is too old: 11 or newer is needed."),
-        ("all is well", ""),
-    ],
-)
-def test_well_known_lines_have_a_hint(log: str, hint: str) -> None:
-    assert log_hint(log) == hint
 
 
 def test_no_traceback_is_none() -> None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tutorial_lib.java import Java, find_java
     from tutorial_lib.load import load_test
     from tutorial_lib.logs import first_traceback, parse_context
+    from tutorial_lib.model_server import ModelServer
     from tutorial_lib.onnx_export import export_onnx
     from tutorial_lib.server import TorchServe
 
@@ -80,6 +81,7 @@ _MODULE_OF = {
     "ModelDescription": "client",
     "ModelEntry": "client",
     "ModelPage": "client",
+    "ModelServer": "model_server",
     "OutOfMemory": "errors",
     "PackageMissing": "errors",
     "PortInUse": "errors",
@@ -131,6 +133,7 @@ __all__ = [
     "ModelDescription",
     "ModelEntry",
     "ModelPage",
+    "ModelServer",
     "OutOfMemory",
     "PackageMissing",
     "PortInUse",

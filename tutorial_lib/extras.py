@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from tutorial_lib.errors import PackageMissing
 
@@ -31,3 +32,23 @@ def extra(name: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         raise PackageMissing(what, package, f"{DISTRIBUTION}[{name}]") from error
+
+
+def need(name: str, what: str, *packages: str) -> None:
+    """Checks that packages are there which another process will import.
+
+    Args:
+        name: the extra that brings them.
+        what: what needs them, as the message names it.
+        packages: the names to import.
+
+    Raises:
+        PackageMissing: one of them is not installed.
+
+    >>> need("serving", "TorchServe", "json", "no_such_package")
+    Traceback (most recent call last):
+    tutorial_lib.errors.PackageMissing: TorchServe needs the package no_such_package, which is not installed...
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise PackageMissing(what, package, f"{DISTRIBUTION}[{name}]")

@@ -17,15 +17,6 @@ _LINE = re.compile(r"^\S+ \[(?P<level>\w+)\s*\] (?P<thread>\S+) (?P<logger>\S+) 
 # How a traceback begins, and how all its lines do but those that name an exception.
 _HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
 
-_HINTS = {
-    "Address already in use": "One of its ports is taken.",
-    "UnsupportedClassVersionError": "Its Java is too old: 11 or newer is needed.",
-    "java not found": "It found no Java: check JAVA_HOME.",
-    "No such file or directory: 'java'": "It found no Java: check JAVA_HOME.",
-    "ModuleNotFoundError": "A Python package is missing in the environment that runs TorchServe.",
-    "Permission denied": "It may not write or read one of its files.",
-}
-
 
 @dataclass(frozen=True)
 class LoggedContext:
@@ -119,18 +110,6 @@ def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
         if found == before and not last.startswith((*_INDENT, _HEAD)):
             break
     return found or "(no traceback)\n" + "\n".join(read().splitlines()[-20:])
-
-
-def log_hint(log: str) -> str:
-    """What a well-known error line of TorchServe's log means; "" where the log has none.
-
-    Args:
-        log: the text of a log.
-
-    >>> log_hint("java.net.BindException: Address already in use")
-    'One of its ports is taken.'
-    """
-    return next((hint for line, hint in _HINTS.items() if line in log), "")
 
 
 def _goes_on(text: str, previous: str) -> bool:

@@ -23,8 +23,15 @@ from tutorial_lib.client import (
     ModelDescription,
     TokenType,
 )
-from tutorial_lib.errors import ApiError, ArchiveError, StartTimeout, TutorialError, WorkerFailed
-from tutorial_lib.logs import log_hint, wait_for_traceback
+from tutorial_lib.errors import (
+    ApiError,
+    ArchiveError,
+    StartTimeout,
+    TutorialError,
+    WorkerFailed,
+    hint_for_log,
+)
+from tutorial_lib.logs import wait_for_traceback
 from tutorial_lib.processes import new_folder
 
 ADDRESSES = ("inference", "management", "metrics")
@@ -155,7 +162,7 @@ class ModelServer(ABC):
         if refused:
             raise ArchiveError(f"TorchServe refused an archive: {refused.partition(' - ')[2]}.")
         if "backend worker process died" in log.lower():
-            raise WorkerFailed(wait_for_traceback(lambda: self._recent_log(10_000)), log_hint(log))
+            raise WorkerFailed(wait_for_traceback(lambda: self._recent_log(10_000)), hint_for_log(log))
 
     # What a subclass says
 

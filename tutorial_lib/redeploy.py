@@ -35,6 +35,8 @@ def redeploy(
     model: str,
     *,
     handler: str | Path | None = None,
+    model_file: str | Path | None = None,
+    serialized_file: str | Path | None = None,
     config_file: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
     timeout: float = 120,
@@ -45,7 +47,8 @@ def redeploy(
         management: the server's client.
         log: the file that the server prints to.
         folder: where the new version's files may lie.
-        model, handler, config_file, extra_files, timeout: as for `TorchServe.redeploy`.
+        model, handler, model_file, serialized_file, config_file, extra_files, timeout: as for
+            `TorchServe.redeploy`.
 
     Returns:
         the new version.
@@ -64,7 +67,14 @@ def redeploy(
     target = folder / f"{model}-{version}"
     try:
         new_version(
-            source, target, version=version, handler=handler, config_file=config_file, extra_files=extra_files
+            source,
+            target,
+            version=version,
+            handler=handler,
+            model_file=model_file,
+            serialized_file=serialized_file,
+            config_file=config_file,
+            extra_files=extra_files,
         )
         _register(management, log, target, old, version, timeout, keep_settings=config_file is None)
         if config_file is None:  # else that file says how many

@@ -16,9 +16,16 @@ from pathlib import Path
 
 from tutorial_lib.archive import check_sha256, python_files, read_manifest
 from tutorial_lib.client import KeyFile, TokenType
-from tutorial_lib.errors import ApiError, ArchiveError, PortInUse, ServerExited, TutorialError
+from tutorial_lib.errors import (
+    ApiError,
+    ArchiveError,
+    PortInUse,
+    ServerExited,
+    TutorialError,
+    hint_for_log,
+)
+from tutorial_lib.extras import need
 from tutorial_lib.java import find_java
-from tutorial_lib.logs import log_hint
 from tutorial_lib.model_server import ADDRESSES, POLL, ModelServer
 from tutorial_lib.processes import end_processes, reap_orphans
 from tutorial_lib.redeploy import redeploy
@@ -54,7 +61,7 @@ class TorchServe(ModelServer):
     Raises:
         ArchiveError: an archive is missing, broken or not the one of `sha256`, the archives lie in
             several folders, or `sha256` comes with what would let other code in.
-        PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: from starting it.
+        PackageMissing, PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: from starting it.
 
     >>> TorchServe(models={"my_model": "model_store/missing.mar"})
     Traceback (most recent call last):
@@ -93,6 +100,7 @@ class TorchServe(ModelServer):
         self._close()
 
     def _prepare(self) -> None:
+        need("serving", "TorchServe", "ts")
         self._java_home = find_java().home
         reap_orphans()
 
@@ -206,7 +214,7 @@ class TorchServe(ModelServer):
     def _raise_if_ended(self) -> None:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise ServerExited(self._process.returncode, self.log_tail(20), log_hint(self.log_tail(200)))
+            raise ServerExited(self._process.returncode, self.log_tail(20), hint_for_log(self.log_tail(200)))
 
     def _waiting_for(self) -> str:
         try:
@@ -230,6 +238,8 @@ class TorchServe(ModelServer):
         model: str,
         *,
         handler: str | Path | None = None,
+        model_file: str | Path | None = None,
+        serialized_file: str | Path | None = None,
         config_file: str | Path | None = None,
         extra_files: Sequence[str | Path] = (),
         timeout: float = 120,
@@ -248,6 +258,7 @@ class TorchServe(ModelServer):
         Args:
             model: the name it is registered as; its default version is the one replaced.
             handler: the edited Python file.
+            model_file, serialized_file: an edited model.py, or other weights, as for `build_archive`.
             config_file: edited per-model settings; without it, settings and workers stay as they are.
             extra_files: more files to replace or add, as index_to_name.json.
             timeout: seconds to wait for the new version, and at most for the old one to finish.
@@ -270,6 +281,8 @@ class TorchServe(ModelServer):
             self._folder / "versions",
             model,
             handler=handler,
+            model_file=model_file,
+            serialized_file=serialized_file,
             config_file=config_file,
             extra_files=extra_files,
             timeout=timeout,
