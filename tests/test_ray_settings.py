@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +66,7 @@ def test_packages_that_nodes_need_are_a_warning(pack: Pack, tmp_path: Path, monk
         build_app(pack(arguments=["-r", str(tmp_path / "needs.txt")]))
     weights = ["--serialized-file", str(tmp_path / "needs.txt")]
     named = handlers.pack(tmp_path, "named", "image_classifier", arguments=weights)
-    monkeypatch.setattr(
-        "tutorial_lib.ray_app.settings.find_spec", lambda name: None if name == "torchvision" else name
-    )
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # is not found
     with pytest.warns(UserWarning, match="image_classifier, which imports torchvision, not installed"):
         build_app(named)
 

@@ -53,6 +53,10 @@ class Engine:
     Attributes:
         program: its path.
         name: "podman" or "docker".
+
+    >>> Engine("no/such/podman", "podman").run("ps")
+    Traceback (most recent call last):
+    tutorial_lib.errors.EngineError: `podman ps` failed: [Errno 2] No such file or directory: 'no/such/podman'
     """
 
     program: str
@@ -130,6 +134,12 @@ def find_engine() -> Engine:
 
     Raises:
         EngineNotFound: none is there, or none works: says which were tried, what they said, what to do.
+
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {"CONTAINER_ENGINE": "no_such_engine"}):
+    ...     find_engine()
+    Traceback (most recent call last):
+    tutorial_lib.errors.EngineNotFound: CONTAINER_ENGINE is 'no_such_engine', and no such program is on...
     """
     wanted = os.environ.get("CONTAINER_ENGINE")
     tried = []
@@ -164,6 +174,9 @@ class Image:
     Attributes:
         name: as "localhost/my_model:1.0".
         engine: what built it, and runs it; None for `find_engine()`'s.
+
+    >>> Image("localhost/my_model:1.0", Engine("/usr/bin/podman", "podman")).name
+    'localhost/my_model:1.0'
     """
 
     name: str
@@ -272,7 +285,11 @@ class Image:
 
 
 class Health(NamedTuple):
-    """Whether a container has a READY worker, and the image's health check's own line on it."""
+    """Whether a container has a READY worker, and the image's health check's own line on it.
+
+    >>> Health(True, "1 of 1 workers of my_model are READY.").ok
+    True
+    """
 
     ok: bool
     message: str
@@ -304,6 +321,10 @@ class Container(ModelServer):
         OutOfMemory: its memory limit is too small.
         WorkerFailed: a worker died while it loaded the model.
         StartTimeout: it did not get ready.
+
+    >>> image = Image("localhost/my_model:1.0", Engine("/usr/bin/podman", "podman"))
+    >>> Container(image, name="mine", memory="2g").command()[:5]
+    ['podman', 'run', '--detach', '--name', 'mine']
     """
 
     def __init__(

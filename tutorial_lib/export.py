@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -91,7 +90,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
     With transformers 5, `BertweetTokenizer.save_pretrained` writes bpe.codes with two columns, and
     its own loader drops the last column of each line (the original files have a count there). The
-    reloaded tokenizer splits words differently, with no error. The original file mends it.
+    reloaded tokenizer splits words differently, with no error. The original file fixes that.
     """
     with _no_progress_bars():
         model.save_pretrained(folder)
@@ -321,13 +320,3 @@ def _replace(out: Path, whole: Path) -> None:
         if old.exists():
             old.replace(out)
         raise
-
-
-def read_labels(folder: str | Path) -> dict[int, str]:
-    """The model's own labels, `id2label` of its config.json, by class index.
-
-    >>> read_labels(EMBEDDED)
-    {0: 'NEG', 1: 'NEU', 2: 'POS'}
-    """
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return {int(index): label for index, label in config["id2label"].items()}

@@ -47,7 +47,7 @@ def need(name: str, what: str, *packages: str) -> None:
 
     >>> need("serving", "TorchServe", "json", "no_such_package")
     Traceback (most recent call last):
-    tutorial_lib.errors.PackageMissing: TorchServe needs the package no_such_package, which is not installed...
+    tutorial_lib.errors.PackageMissing: TorchServe needs the package no_such_package, which is not...
     """
     for package in packages:
         if find_spec(package) is None:

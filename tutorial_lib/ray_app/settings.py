@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tutorial_lib.archive import archive_sha256, read_manifest, read_settings
+from tutorial_lib.archive_inputs import missing_packages
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
@@ -44,12 +44,6 @@ _IGNORED = {
     "useJobTicket": "Ray's proxies hold back what replicas can't take",
     "clientTimeoutInMills": "set request_timeout_s in Ray Serve's HTTP options",
     "maxRetryTimeoutInSec": "Ray restarts a failed replica without a limit",
-}
-# What TorchServe's own handlers import and TorchServe does not install.
-_IMAGES = ("captum", "PIL", "torchvision")
-_HANDLER_IMPORTS = {
-    "text_classifier": ("captum",),
-    **dict.fromkeys(("image_classifier", "image_segmenter", "object_detector"), _IMAGES),
 }
 
 
@@ -165,7 +159,7 @@ def warn_about_ignored(model: Model) -> None:
             "by default either): install it on every node, or in the cluster's image.",
             stacklevel=3,
         )
-    missing = [name for name in _HANDLER_IMPORTS.get(model.handler, ()) if find_spec(name) is None]
+    missing = missing_packages(model.handler)
     if missing:
         warnings.warn(
             f"{archive} has TorchServe's handler {model.handler}, which imports {' and '.join(missing)}, not "
