@@ -86,7 +86,7 @@ def answers(server: TorchServe) -> bool:
 )
 def test_a_bad_moment_is_said_and_passes(body: bytes, status: int, sentence: str, moody: TorchServe) -> None:
     with pytest.raises(ApiError, match=sentence) as raised:
-        moody.inference.predict("m", body, timeout=30)
+        moody.inference.predict("m", body, timeout=90)
     assert raised.value.status == status
     eventually(lambda: answers(moody))
 
@@ -98,14 +98,14 @@ def test_a_worker_killed_in_the_middle_of_a_request_is_said_and_comes_back(moody
     sent = log.read_text().count("Flushing req.cmd PREDICT")
     worker.suspend()
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(moody.inference.predict, "m", b"well", timeout=30)
+        asked = pool.submit(moody.inference.predict, "m", b"well", timeout=90)
         eventually(lambda: log.read_text().count("Flushing req.cmd PREDICT") > sent, 10)
         worker.kill()
         error = asked.exception()
     assert isinstance(error, ApiError) and error.message == "Worker died."
     sentence = {507: "The worker was killed (SIGKILL)", 500: "The worker crashed"}[error.status]
     assert sentence in str(error) and "predict(…, retries=1)" in str(error)
-    assert moody.inference.predict("m", b"well", timeout=30, retries=1) == "well"
+    assert moody.inference.predict("m", b"well", timeout=90, retries=1) == "well"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_full_queue_is_said(moody: TorchServe) -> None:
 
     def ask(_: int) -> str:
         try:
-            return str(moody.inference.predict("m", b"nap", timeout=30))
+            return str(moody.inference.predict("m", b"nap", timeout=90))
         except ApiError as error:
             return str(error)
 

@@ -85,9 +85,9 @@ def test_the_environment_resolves(version: str, tmp_path: Path) -> None:
         subprocess.run([program, "-m", "venv", tmp_path / "venv"], check=True)
         command = [str(tmp_path / "venv" / "bin" / "python"), *("-m", "pip", "install"), *options]
         constraints = ROOT / "constraints.txt"
-    else:  # pip reads markers as of the Python that it runs in, so these are read here
+    else:  # pip reads markers and asks for the Python that it runs in, so markers are read here
         command = [sys.executable, *("-m", "pip", "install"), *options, "--target", str(tmp_path / "target")]
-        command += ["--python-version", version]
+        command += ["--python-version", version, "--ignore-requires-python"]
         constraints = tmp_path / "constraints.txt"
         then = {"python_full_version": f"{version}.0", "python_version": version}
         constraints.write_text(

@@ -72,7 +72,7 @@ def check_handler(
         timeout: seconds that all checks may take.
 
     Returns:
-        the report; `.ok` is False where a check failed.
+        the report; its attribute ok is False where a check failed.
 
     Raises:
         ArchiveError: a file is missing, or two have one name.

@@ -25,13 +25,13 @@ prefix that is itself an address ("/predictions/my_model") has that one alone.
 
 `build_app` refuses or warns about settings of the archive that have no effect here.
 
-| file | what it has |
-|---|---|
-| settings.py | what the archive asks for, and what Ray Serve can't do |
-| node.py | the archive, unpacked once on a node |
-| replica.py | one copy of the model behind TorchServe's addresses |
-| bodies.py | request bodies as TorchServe reads them |
-| metrics.py | what a replica counts |
+The parts:
+
+- settings.py: what the archive asks for, and what Ray Serve can't do;
+- node.py: the archive, unpacked once on a node;
+- replica.py: one copy of the model behind TorchServe's addresses;
+- bodies.py: request bodies as TorchServe reads them;
+- metrics.py: what a replica counts.
 """
 
 from __future__ import annotations
