@@ -55,6 +55,10 @@ class ModelServer(ABC):
         inference: asks for predictions.
         management: registers, describes and scales models.
         metrics: reads counters.
+
+    >>> from tutorial_lib import Container, TorchServe
+    >>> issubclass(TorchServe, ModelServer), issubclass(Container, ModelServer)
+    (True, True)
     """
 
     inference: InferenceClient
