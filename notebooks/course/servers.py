@@ -63,6 +63,7 @@ def raw_server(
     *arguments: str,
     ready: Callable[[], object],
     config: str = "config.properties",
+    temp: Path | None = None,
     **user: Any,
 ) -> Iterator[psutil.Process]:
     """Runs `torchserve --start --foreground` in a folder, and stops it at the end of the `with` block.
@@ -72,6 +73,7 @@ def raw_server(
         arguments: more of the command line.
         ready: asked until it gives something true.
         config: the config.properties, relative to the folder.
+        temp: where it unpacks models and has its sockets; by default a folder that goes when it stops.
         user: `user=`, `group=` and `extra_groups=` of subprocess.Popen. Only root may run as another user.
 
     Yields:
@@ -80,11 +82,12 @@ def raw_server(
     Raises:
         TimeoutError: it was not ready within 120 seconds, or ended; the message has the log's end.
     """
-    temp = tempfile.mkdtemp()
-    environment = {**os.environ, "JAVA_HOME": str(find_java().home), "TMPDIR": temp, "TEMP": temp}
+    own_temp = temp or Path(tempfile.mkdtemp())  # a short path: a socket's has 107 characters at most
+    environment = {**os.environ, "JAVA_HOME": str(find_java().home)}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(own_temp))
     if user:  # the folders become this user's
-        environment["HOME"] = temp
-        for path in (folder, temp):
+        environment["HOME"] = str(own_temp)
+        for path in (folder, own_temp):
             os.chown(path, user["user"], user["group"])
     command = ["torchserve", "--start", "--foreground", "--model-store", "store", "--ts-config", config]
     console = folder / "console.log"
@@ -115,4 +118,5 @@ def raw_server(
                     child.terminate()
             launcher.wait(60)
             psutil.wait_procs(below, 10)
-        shutil.rmtree(temp, ignore_errors=True)
+        if temp is None:
+            shutil.rmtree(own_temp, ignore_errors=True)
