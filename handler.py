@@ -1,12 +1,15 @@
 """The finished handler: chapters 02 to 04 build it, chapter 05 and later ones serve it.
 
 A request {"input": ["text", …]} gets ["Positive", …]; with "scores": true it gets
-[{"label": "Positive", "score": 0.98}, …]. A bad request gets a 400 of its own, with a sentence, and
-the other requests of its batch get their answers.
+[{"label": "Positive", "score": 0.98}, …]. A multi-label model answers a list of such labels for each text,
+those that score `threshold` or more; a regression answers its number. A bad request gets a 400 of its own,
+with a sentence, and the other requests of its batch get their answers.
 """
 
+import itertools
 import json
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ DEFAULTS = {
     "threads": None,
     "forward_size": 4,
     "max_texts": 1000,
+    "threshold": 0.5,
     "log_texts": False,
     "metrics": False,
 }
@@ -35,9 +39,20 @@ DEFAULTS = {
 LONG_TEXT_CHARACTERS, MAX_WORD_CHARACTERS = 1_000, 100
 MAX_REMEMBERED_WORDS = 50_000
 
+NO_INPUT = (
+    'The body has no "input". Send {"input": ["a text", …]} with the header Content-Type: application/json.'
+)
+
+# From logits [rows, labels] to scores of the same shape, by the model's problem_type.
+SCORES = {
+    "single_label_classification": lambda logits: logits.softmax(dim=-1),
+    "multi_label_classification": torch.sigmoid,
+    "regression": lambda logits: logits,
+}
+
 
 class ModelHandler(BaseHandler):
-    """Sentiment of texts, for models that AutoModelForSequenceClassification loads."""
+    """Labels or numbers for texts, from any model that AutoModelForSequenceClassification loads."""
 
     def initialize(self, context):
         """Loads the model, the tokenizer and the labels from the unpacked archive.
@@ -66,14 +81,42 @@ class ModelHandler(BaseHandler):
         if not (model_dir / "config.json").is_file():
             raise RuntimeError("Missing config.json: put the exported model's files into the archive")
         self.config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        self.problem_type = self._problem_type()
         self.forward = self._load_backend(model_dir)
         logger.info("Successfully loaded the model")
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        # Some tokenizers say they take 1e30 tokens. RoBERTa's positions start at 2, hence the 2.
-        self.max_tokens = min(self.tokenizer.model_max_length, self.config.max_position_embeddings - 2)
+        self.max_tokens = self._max_tokens()
+        # Not the tokenizer's: RoBERTa counts positions, and GPT-2 finds a text's end, by the config's.
+        self.padding = self.config.pad_token_id
+        if self.padding is None:
+            self.options["forward_size"] = 1
+            logger.warning(
+                "The model's config has no pad_token_id, so each text goes through the model by itself"
+            )
         logger.info("Successfully loaded tokenizer")
         self.mapping = self._load_labels(model_dir)
         self.initialized = True
+
+    def _problem_type(self):
+        """What the logits mean. transformers' own rule where the config does not say: one label is a number."""
+        by_labels = "regression" if self.config.num_labels == 1 else "single_label_classification"
+        problem_type = self.config.problem_type or by_labels
+        if problem_type == "single_label_classification" and self.config.num_labels == 1:
+            raise RuntimeError(
+                "config.json has one label and problem_type single_label_classification, so every score "
+                "would be 1. Set problem_type to regression or multi_label_classification"
+            )
+        return problem_type
+
+    def _max_tokens(self):
+        """How many tokens a text may have: what both the tokenizer and the model's positions allow.
+
+        Some tokenizers say they take 1e30 tokens, and models with relative positions (T5) set no limit: then
+        512. RoBERTa's positions start at 2, hence the 2.
+        """
+        positions = getattr(self.config, "max_position_embeddings", None)
+        limit = min(self.tokenizer.model_max_length, positions - 2 if positions else 1_000_000)
+        return limit if limit < 1_000_000 else 512
 
     def _load_backend(self, model_dir):
         """A function from padded token ids and their mask, both [rows, tokens], to logits [rows, classes]."""
@@ -156,11 +199,10 @@ class ModelHandler(BaseHandler):
             return [self.describe_handle()]
         logger.info("Requests %s", " ".join((getattr(context, "request_ids", None) or {}).values()))
         parsed = self.preprocess(data)
-        texts = [text for item in parsed if "texts" in item for text in item["texts"]]
-        probabilities = self.inference(texts)
+        scores = self.inference([ids for item in parsed for ids in item.get("ids", ())])
         if self.options["metrics"]:
-            self._report_metrics(parsed, probabilities)
-        return self.postprocess(parsed, probabilities)
+            self._report_metrics(parsed, scores)
+        return self.postprocess(parsed, scores)
 
     def preprocess(self, requests):
         """Reads each request of a batch.
@@ -171,9 +213,10 @@ class ModelHandler(BaseHandler):
                 application/json, a str for text/*, and bytes otherwise.
 
         Returns:
-            for each request, {"texts": […], "scores": bool}, or {"error": "what is wrong"}.
+            for each request, {"texts": […], "ids": [[token, …], …], "scores": bool}, or
+            {"error": "what is wrong"}.
         """
-        parsed = [self._parse(request) for request in requests]
+        parsed = [self._tokenize_all(self._parse(request)) for request in requests]
         count = sum(len(item.get("texts", ())) for item in parsed)
         logger.info("Received %d texts in %d requests", count, len(requests))
         if self.options["log_texts"]:
@@ -190,10 +233,12 @@ class ModelHandler(BaseHandler):
             except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
                 return {"error": 'The body is not JSON. Send {"input": ["a text", …]} in UTF-8.'}
         if not isinstance(body, dict) or "input" not in body:
-            return {"error": 'The body has no "input". Send {"input": ["a text", …]}.'}
+            return {"error": NO_INPUT}
         texts = body["input"]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             return {"error": '"input" is not a list of texts. Send {"input": ["a text", …]}.'}
+        if not all(map(_is_unicode, texts)):
+            return {"error": "A text has half of a surrogate pair, which is no character: it was cut in two."}
         maximum = self.options["max_texts"]
         if len(texts) > maximum:
             return {"error": f"{len(texts)} texts are too many for one request. Send {maximum} at most."}
@@ -201,67 +246,102 @@ class ModelHandler(BaseHandler):
             return {"error": '"scores" is neither true nor false.'}
         return {"texts": texts, "scores": body.get("scores", False)}
 
-    def inference(self, texts):
-        """Probabilities of each class, [texts, classes], in the order of the texts.
-
-        Texts of similar length go through the model together, a few at a time: padding costs as much as
-        words, and every row of a pass is as long as its longest one.
-        """
-        ids = [self._tokenize(text) for text in texts]
-        self.tokens, self.slots = sum(map(len, ids)), 0  # for _report_metrics
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        probabilities = torch.empty(len(texts), self.config.num_labels)
-        size = self.options["forward_size"]
-        with torch.inference_mode():
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                padded, mask = self._pad([ids[i] for i in rows])
-                self.slots += padded.numel()
-                probabilities[rows] = self.forward(padded, mask).softmax(dim=-1).cpu()
-        logger.info("Predictions successfully created")
-        return probabilities
-
-    def _pad(self, rows):
-        tensors = [torch.tensor(row) for row in rows]
-        mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
-        return pad_sequence(tensors, batch_first=True, padding_value=self.tokenizer.pad_token_id), mask
+    def _tokenize_all(self, item):
+        """Adds the tokens of a request's texts. Whatever a tokenizer can't take stays that request's own fault."""
+        try:
+            item = {**item, "ids": [self._tokenize(text) for text in item["texts"]]} if "texts" in item else item
+        except Exception as error:
+            logger.exception("A text can't be tokenized")
+            return {"error": f"The model's tokenizer can't read a text: {type(error).__name__}."}
+        if not all(item.get("ids", ())):
+            return {"error": "A text is empty: the model's tokenizer finds no token in it."}
+        return item
 
     def _tokenize(self, text):
         cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's, which never forgets
         if cache is not None and len(cache) > MAX_REMEMBERED_WORDS:
             cache.clear()
-        if len(text) > LONG_TEXT_CHARACTERS:
+        if len(text) > LONG_TEXT_CHARACTERS and not self.tokenizer.is_fast:
             # Every word is at least one token, so later words would be cut off anyway.
             words = text.split(maxsplit=self.max_tokens)[: self.max_tokens]
             text = " ".join(word[:MAX_WORD_CHARACTERS] for word in words)
         return self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
 
-    def postprocess(self, parsed, probabilities):
-        """Gives each request its answer: labels, labels with scores, or its own 400."""
-        scores, classes = probabilities.max(dim=-1) if len(probabilities) else ((), ())
-        found = iter([(self.mapping[int(c)], float(s)) for c, s in zip(classes, scores, strict=True)])
+    def inference(self, ids):
+        """Scores of each label, [texts, labels], for lists of tokens; NaN where the model can't compute a text.
+
+        Texts of similar length go through the model together, a few at a time: padding costs as much as
+        words, and every row of a pass is as long as its longest one.
+        """
+        self.tokens, self.slots = sum(map(len, ids)), 0  # for _report_metrics
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        scores = torch.empty(len(ids), self.config.num_labels)
+        size = self.options["forward_size"]
+        with torch.inference_mode():
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                scores[rows] = SCORES[self.problem_type](self._logits([ids[i] for i in rows])).cpu()
+        logger.info("Predictions successfully created")
+        return scores
+
+    def _logits(self, rows):
+        """The logits of a few texts. Where one of them can't be computed, the others still are."""
+        padded, mask = self._pad(rows)
+        self.slots += padded.numel()
+        try:
+            return self.forward(padded, mask)
+        except Exception:  # T5, for one, wants as many end tokens in each row, and a text may contain them
+            logger.exception("The model can't compute %d texts together", len(rows))
+            if len(rows) == 1:
+                return torch.full((1, self.config.num_labels), torch.nan)
+            return torch.cat([self._logits([row]).cpu() for row in rows])
+
+    def _pad(self, rows):
+        tensors = [torch.tensor(row) for row in rows]
+        mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+        return pad_sequence(tensors, batch_first=True, padding_value=self.padding or 0), mask
+
+    def postprocess(self, parsed, scores):
+        """Gives each request its answer: labels or numbers, with scores if asked for, or its own error."""
+        rows = iter(scores.tolist())
         answers = []
         for index, item in enumerate(parsed):
             self.context.set_response_content_type(index, "application/json")
             if "error" in item:
-                self.context.set_response_status(code=400, phrase="Bad Request", idx=index)
-                answers.append({"code": 400, "type": "BadRequest", "message": item["error"]})
+                answers.append(self._refuse(index, 400, "Bad Request", item["error"]))
                 continue
-            own = [next(found) for _ in item["texts"]]
-            if item["scores"]:
-                answers.append([{"label": label, "score": score} for label, score in own])
+            own = [next(rows) for _ in item["texts"]]
+            if all(map(math.isfinite, itertools.chain.from_iterable(own))):
+                answers.append([self._answer(row, item["scores"]) for row in own])
             else:
-                answers.append([label for label, _ in own])
+                message = "The model gives no number for a text. The server's log may say why."
+                answers.append(self._refuse(index, 500, "Internal Server Error", message))
         if self.options["log_texts"]:
             logger.info("PREDICTED LABELS: %s", answers)
         return answers
+
+    def _refuse(self, index, code, phrase, message):
+        self.context.set_response_status(code=code, phrase=phrase, idx=index)
+        return {"code": code, "type": phrase.replace(" ", ""), "message": message}
+
+    def _answer(self, row, with_scores):
+        """One text's answer from its row of scores."""
+        pairs = [{"label": self.mapping[index], "score": score} for index, score in enumerate(row)]
+        if self.problem_type == "regression":
+            numbers = pairs if with_scores else row
+            return numbers[0] if len(row) == 1 else numbers
+        if self.problem_type == "multi_label_classification":
+            found = [pair for pair in pairs if pair["score"] >= self.options["threshold"]]
+            return found if with_scores else [pair["label"] for pair in found]
+        best = max(pairs, key=lambda pair: pair["score"])
+        return best if with_scores else best["label"]
 
     def describe_handle(self):
         """What a description with customized=true adds: what this model answers, and how."""
         labels = [self.mapping[index] for index in sorted(self.mapping)]
         return {"labels": labels, "max_tokens": self.max_tokens, "options": self.options}
 
-    def _report_metrics(self, parsed, probabilities):
+    def _report_metrics(self, parsed, scores):
         """Adds this batch to the counters that metrics.yaml declares.
 
         Counters only, so that Prometheus can compute ratios over any time and any number of workers; one
@@ -270,19 +350,32 @@ class ModelHandler(BaseHandler):
         metrics = getattr(self.context, "metrics", None)
         if metrics is None:  # in a notebook, with no server
             return
-        confidences, classes = probabilities.max(dim=-1)
+        computed = scores[scores.isfinite().all(dim=-1)]
         counts = [
             ("handler_requests_total", len(parsed), {}),
             ("handler_refused_total", sum("error" in item for item in parsed), {}),
-            ("handler_texts_total", len(probabilities), {}),
+            ("handler_texts_total", len(scores), {}),
             ("handler_tokens_total", self.tokens, {}),
             ("handler_padding_total", self.slots - self.tokens, {}),
-            ("handler_confidence_total", round(float(confidences.sum()), 3), {}),
         ]
-        for index, count in enumerate(classes.bincount().tolist()):
-            counts.append(("handler_labels_total", count, {"label": self.mapping[index]}))
+        if self.problem_type != "regression":
+            best, classes = computed.max(dim=-1)
+            counts.append(("handler_confidence_total", round(float(best.sum()), 3), {}))
+            if self.problem_type == "multi_label_classification":
+                classes = (computed >= self.options["threshold"]).nonzero()[:, 1]
+            for index, count in enumerate(classes.bincount().tolist()):
+                counts.append(("handler_labels_total", count, {"label": self.mapping[index]}))
         version = self.manifest["model"].get("modelVersion", "")
         for name, count, dimensions in counts:
             if count:
                 own = [Dimension(*pair) for pair in {**dimensions, "model_version": version}.items()]
                 metrics.add_metric(name, count, "count", dimensions=own)
+
+
+def _is_unicode(text):
+    """JSON can write half of a surrogate pair, as a text cut in the middle of an emoji has; UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

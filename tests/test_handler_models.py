@@ -1,0 +1,157 @@
+"""handler.py with models of many architectures and heads, against a direct pass of each text alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.models import ARCHITECTURES, TEXTS, tiny_model
+from tutorial_lib import ExportError, build_archive, export_model
+from tutorial_lib.testing import HandlerAnswer, run_handler
+
+
+def logits(folder: Path, texts: list[str]) -> torch.Tensor:
+    """Of each text alone, [texts, labels]."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        rows = [tokenizer(text, return_tensors="pt", truncation=True, max_length=62) for text in texts]
+        return torch.cat([model(**{k: v for k, v in row.items() if "type" not in k}).logits for row in rows])
+
+
+def ask(folder: Path, bodies: list[Any], **files: Any) -> list[HandlerAnswer]:
+    return run_handler(ROOT / "handler.py", [{"body": body} for body in bodies], model_dir=folder, **files)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_architecture_answers_as_a_direct_pass_alone_and_in_a_batch(
+    architecture: str, tmp_path: Path
+) -> None:
+    folder = export_model(tiny_model(tmp_path / "saved", architecture, num_labels=3), tmp_path / "exported")
+    expected = logits(folder, TEXTS).softmax(dim=-1)
+    (together,) = ask(folder, [{"input": TEXTS, "scores": True}])
+    apart = ask(folder, [{"input": [text], "scores": True} for text in TEXTS])
+    for answer in (together.body, [answer.body[0] for answer in apart]):
+        assert [item["label"] for item in answer] == [f"LABEL_{row.argmax()}" for row in expected]
+        found = torch.tensor([item["score"] for item in answer])
+        assert torch.allclose(found, expected.max(dim=-1).values, atol=1e-4), (found, expected)
+
+
+def test_a_regression_answers_its_number(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "bert", num_labels=1)
+    plain, with_scores = ask(folder, [{"input": TEXTS}, {"input": TEXTS, "scores": True}])
+    expected = logits(folder, TEXTS)[:, 0].tolist()
+    assert plain.body == pytest.approx(expected, abs=1e-4)
+    assert with_scores.body == [
+        {"label": "LABEL_0", "score": pytest.approx(number, abs=1e-4)} for number in expected
+    ]
+
+
+def test_a_regression_with_several_outputs_answers_a_list_for_each_text(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "bert", num_labels=2, problem_type="regression")
+    (answer,) = ask(folder, [{"input": TEXTS}])
+    assert answer.body == [pytest.approx(row, abs=1e-4) for row in logits(folder, TEXTS).tolist()]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_a_multi_label_model_answers_the_labels_over_the_threshold(threshold: float, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model", "bert", num_labels=4, problem_type="multi_label_classification")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"handler:\n  threshold: {threshold}\n")
+    plain, with_scores = ask(folder, [{"input": TEXTS}, {"input": TEXTS, "scores": True}], config_file=config)
+    scores = logits(folder, TEXTS).sigmoid()
+    assert plain.body == [[f"LABEL_{i}" for i in range(4) if row[i] >= threshold] for row in scores]
+    assert [[item["label"] for item in text] for text in with_scores.body] == plain.body
+    assert all(item["score"] >= threshold for text in with_scores.body for item in text)
+    assert 0 < sum(map(len, plain.body)) < 4 * len(TEXTS)
+
+
+def test_one_label_that_is_always_certain_is_refused(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "bert", num_labels=1, problem_type="single_label_classification")
+    with pytest.raises(RuntimeError, match="Set problem_type to regression"):
+        ask(folder, [{"input": TEXTS}])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "roberta"])
+def test_a_model_without_a_pad_token_answers_each_text_by_itself(
+    architecture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_model(tmp_path, architecture, pad_token_id=None)
+    (answer,) = ask(folder, [{"input": TEXTS}])
+    assert answer.body == [f"LABEL_{row.argmax()}" for row in logits(folder, TEXTS)]
+    assert "no pad_token_id" in caplog.text
+
+
+# A text that only some models or tokenizers can't take, and the status of its request.
+HARD_TEXTS = [
+    ("half a surrogate pair", "x\ud83d", {400}),
+    ("an empty text", "", {200, 400}),
+    ("end tokens in the text", "one <eos> two <eos>", {200}),
+    ("padding in the text", "one <pad> two <pad>", {200}),
+    ("nothing but padding", "<pad>", {200}),
+    ("longer than the model's positions", "word " * 2000, {200}),
+    ("one word of 20,000 letters", "a" * 20_000, {200}),
+    ("20,000 characters with no space", "漢字" * 10_000, {200}),
+    ("a NUL", "a\x00b", {200}),
+]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "bart", "gpt2", "t5", "xlnet"])
+def test_no_text_costs_its_neighbours_their_answers(architecture: str, tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, architecture)
+    good = {"input": TEXTS}
+    (right,) = ask(folder, [good])
+    bodies = [body for _, text, _ in HARD_TEXTS for body in (good, {"input": [text]})]
+    answers = ask(folder, bodies)
+    assert [answer.body for answer in answers[::2]] == [right.body] * len(HARD_TEXTS)
+    for (name, _, statuses), answer in zip(HARD_TEXTS, answers[1::2], strict=True):
+        assert answer.status in statuses, (name, answer)
+        assert answer.status == 200 or answer.body["message"].endswith("."), (name, answer)
+
+
+def test_what_the_model_cannot_compute_is_that_requests_own_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_model(tmp_path, "bert")
+    weights = load_file(folder / "model.safetensors")
+    tokens = _ids(folder, "ok")
+    weights["bert.embeddings.word_embeddings.weight"][tokens[0]] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    good, bad = ask(folder, [{"input": ["I love this phone"]}, {"input": ["I love this phone", "ok"]}])
+    assert (good.status, bad.status) == (200, 500)
+    assert bad.body["message"].startswith("The model gives no number for a text.")
+
+
+def _ids(folder: Path, text: str) -> list[int]:
+    from transformers import AutoTokenizer
+
+    ids: list[int] = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    return ids
+
+
+# Model folders that are not whole classifiers: each is refused by export_model and by build_archive, or serves.
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "saved", "bert", tokenizer=False)
+    with pytest.raises(ExportError, match="tokenizer"):
+        export_model(folder, tmp_path / "exported")
+
+
+def test_default_labels_fit_a_label_map(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model", "bert", num_labels=2)
+    labels = tmp_path / "index_to_name.json"
+    labels.write_text('{"0": "no", "1": "yes"}')
+    build_archive(
+        "two",
+        handler=ROOT / "handler.py",
+        model_dir=folder,
+        extra_files=[labels],
+        export_path=tmp_path / "store",
+    )
+    (answer,) = ask(folder, [{"input": TEXTS}], extra_files=[labels])
+    assert set(answer.body) <= {"no", "yes"}
