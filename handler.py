@@ -22,7 +22,7 @@ from ts.torch_handler.base_handler import BaseHandler
 logger = logging.getLogger(__name__)
 logger.info("Transformers version %s", transformers.__version__)
 
-# model-config.yaml explains each; chapter 08 measures the first four.
+# model-config.yaml explains each; chapter 09 measures the first four.
 DEFAULTS = {
     "backend": "torch",
     "dtype": "float32",

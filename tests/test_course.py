@@ -1,4 +1,4 @@
-"""What chapters share: notebooks/course. Its raw server runs in chapters 09 and 11."""
+"""What chapters share: notebooks/course. Its raw server runs in chapters 10 and 12."""
 
 from __future__ import annotations
 

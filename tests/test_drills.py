@@ -1,6 +1,6 @@
 """What breaks in production: the library's sentence for each, and that the server serves on.
 
-The drills of chapter 12; those of test_server.py (an idle worker killed, a taken port) and
+The drills of chapter 13; those of test_server.py (an idle worker killed, a taken port) and
 test_secure.py (an expired token) are not repeated here.
 """
 

@@ -32,7 +32,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         model_dir: the exported model; an earlier model.onnx in it is replaced.
         int8: multiply matrices in 8-bit integers: weights are quantized now, one scale for each
             column, activations as they come (ONNX Runtime's dynamic quantization). Faster, a quarter
-            of the size of what is quantized, and not quite the same answers: chapter 08 counts them.
+            of the size of what is quantized, and not quite the same answers: chapter 09 counts them.
 
     Returns:
         the file.

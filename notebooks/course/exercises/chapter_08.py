@@ -3,36 +3,30 @@ from collections.abc import Callable
 from course.exercises import Exercise
 
 
-def _padding(answer: Callable[[list[int], int], float]) -> bool:
-    cases = [([4, 4], 2, 0.0), ([2, 8], 2, 6 / 16), ([8, 2, 8, 2], 2, 0.0), ([3, 1, 5], 2, 2 / 11)]
-    return all(abs(answer(lengths, size) - wanted) < 1e-9 for lengths, size, wanted in cases)
-
-
-def _best_size(answer: Callable[[list[int], list[int], float, float], int]) -> bool:
-    lengths = [5, 40, 6, 38, 7, 36, 8, 34]
-    cases = [(1.0, 0.1, 4), (0.0, 0.1, 1), (1000.0, 0.1, 8)]
-    return all(answer(lengths, [1, 4, 8], fixed, slot) == wanted for fixed, slot, wanted in cases)
+def _first_batches(answer: Callable[[list[int], int, int], int]) -> bool:
+    cases = [
+        ([0], 8, 20, 1),
+        ([0, 5, 19, 40], 8, 20, 3),
+        ([0, 1, 2, 3], 3, 20, 3),
+        ([100, 110, 130], 8, 20, 2),
+    ]
+    return all(answer(arrivals, size, delay) == wanted for arrivals, size, delay, wanted in cases)
 
 
 EXERCISES = {
     "08.1": Exercise(
-        _padding,
-        "a pass has as many slots as its number of texts times its longest one",
-        """def answer(lengths, size):
-    ordered = sorted(lengths)
-    passes = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    slots = sum(len(one) * max(one) for one in passes)
-    return 1 - sum(lengths) / slots""",
+        _first_batches,
+        "count those that arrive less than `delay` after the first one, and stop at `size`",
+        """def answer(arrivals, size, delay):
+    in_time = [arrival for arrival in arrivals if arrival - arrivals[0] < delay]
+    return min(size, len(in_time))""",
     ),
     "08.2": Exercise(
-        _best_size,
-        "for each size, count passes and slots, and add up what they cost",
-        """def answer(lengths, sizes, pass_ms, slot_ms):
-    def cost(size):
-        ordered = sorted(lengths)
-        passes = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-        return sum(pass_ms + slot_ms * len(one) * max(one) for one in passes)
-
-    return min(sizes, key=cost)""",
+        lambda answer: (
+            answer(1, 0.5, 1, 2) == 4 and answer(8, 0.25, 2, 1) == 64 and answer(4, 0.3, 1, 1) == 12
+        ),
+        "how many whole batches does one worker finish while someone is patient, and how many do all?",
+        """def answer(batch_size, batch_seconds, workers, patience):
+    return int(patience / batch_seconds) * workers * batch_size""",
     ),
 }

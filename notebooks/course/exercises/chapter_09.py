@@ -3,32 +3,36 @@ from collections.abc import Callable
 from course.exercises import Exercise
 
 
-def _splits(version: Callable[[str, float], str]) -> bool:
-    users = [f"someone-{number}" for number in range(2000)]
-    few, many = ({user for user in users if version(user, share) == "2.0"} for share in (0.1, 0.5))
-    again = {user for user in users if version(user, 0.1) == "2.0"}
-    return few == again and few <= many and 120 < len(few) < 280 and 880 < len(many) < 1120
+def _padding(answer: Callable[[list[int], int], float]) -> bool:
+    cases = [([4, 4], 2, 0.0), ([2, 8], 2, 6 / 16), ([8, 2, 8, 2], 2, 0.0), ([3, 1, 5], 2, 2 / 11)]
+    return all(abs(answer(lengths, size) - wanted) < 1e-9 for lengths, size, wanted in cases)
+
+
+def _best_size(answer: Callable[[list[int], list[int], float, float], int]) -> bool:
+    lengths = [5, 40, 6, 38, 7, 36, 8, 34]
+    cases = [(1.0, 0.1, 4), (0.0, 0.1, 1), (1000.0, 0.1, 8)]
+    return all(answer(lengths, [1, 4, 8], fixed, slot) == wanted for fixed, slot, wanted in cases)
 
 
 EXERCISES = {
     "09.1": Exercise(
-        _splits,
-        "a hash of the name (hashlib, not hash(), which changes with the process) as a number from 0 to 1",
-        """import hashlib
-
-def answer(user, share):
-    number = int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) / 2**64
-    return "2.0" if number < share else "1.0\"""",
+        _padding,
+        "a pass has as many slots as its number of texts times its longest one",
+        """def answer(lengths, size):
+    ordered = sorted(lengths)
+    passes = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    slots = sum(len(one) * max(one) for one in passes)
+    return 1 - sum(lengths) / slots""",
     ),
     "09.2": Exercise(
-        lambda answer: (
-            answer("1.0", "1.0", "2.0")
-            == [("register", "2.0"), ("set_default", "2.0"), ("unregister", "1.0")]
-            and answer("2.0", "1.0", "2.0") == [("register", "2.0"), ("unregister", "1.0")]
-        ),
-        "the new one comes in first, and the old one goes last",
-        """def answer(default, old, new):
-    switch = [] if default == new else [("set_default", new)]
-    return [("register", new), *switch, ("unregister", old)]""",
+        _best_size,
+        "for each size, count passes and slots, and add up what they cost",
+        """def answer(lengths, sizes, pass_ms, slot_ms):
+    def cost(size):
+        ordered = sorted(lengths)
+        passes = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+        return sum(pass_ms + slot_ms * len(one) * max(one) for one in passes)
+
+    return min(sizes, key=cost)""",
     ),
 }

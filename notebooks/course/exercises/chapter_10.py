@@ -3,29 +3,32 @@ from collections.abc import Callable
 from course.exercises import Exercise
 
 
-def _counts(rate: Callable[[list[tuple[float, float]]], float]) -> bool:
-    grows = rate([(0, 10), (10, 30), (20, 50)]) == 2
-    starts_again = rate([(0, 90), (10, 100), (20, 5), (30, 20)]) == 1
-    return grows and starts_again
+def _splits(version: Callable[[str, float], str]) -> bool:
+    users = [f"someone-{number}" for number in range(2000)]
+    few, many = ({user for user in users if version(user, share) == "2.0"} for share in (0.1, 0.5))
+    again = {user for user in users if version(user, 0.1) == "2.0"}
+    return few == again and few <= many and 120 < len(few) < 280 and 880 < len(many) < 1120
 
 
 EXERCISES = {
     "10.1": Exercise(
-        lambda answer: (
-            answer({"tokens": 100, "padding": 50}, {"tokens": 160, "padding": 70}) == 0.25
-            and answer({"tokens": 100, "padding": 50}, {"tokens": 100, "padding": 50}) == 0
-        ),
-        "what both grew by; the share is padding / (padding + tokens)",
-        """def answer(before, now):
-    tokens, padding = (now[name] - before[name] for name in ("tokens", "padding"))
-    return padding / (padding + tokens) if tokens else 0""",
+        _splits,
+        "a hash of the name (hashlib, not hash(), which changes with the process) as a number from 0 to 1",
+        """import hashlib
+
+def answer(user, share):
+    number = int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) / 2**64
+    return "2.0" if number < share else "1.0\"""",
     ),
     "10.2": Exercise(
-        _counts,
-        "sum what it grew by from each look to the next; after a fall that is the new value",
-        """def answer(samples):
-    values = [value for _, value in samples]
-    grown = sum(b - a if b >= a else b for a, b in zip(values, values[1:]))
-    return grown / (samples[-1][0] - samples[0][0])""",
+        lambda answer: (
+            answer("1.0", "1.0", "2.0")
+            == [("register", "2.0"), ("set_default", "2.0"), ("unregister", "1.0")]
+            and answer("2.0", "1.0", "2.0") == [("register", "2.0"), ("unregister", "1.0")]
+        ),
+        "the new one comes in first, and the old one goes last",
+        """def answer(default, old, new):
+    switch = [] if default == new else [("set_default", new)]
+    return [("register", new), *switch, ("unregister", old)]""",
     ),
 }

@@ -1,44 +1,31 @@
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from course.exercises import Exercise
 
 
-def _in_a_store(answer: Callable[..., Any]) -> Any:
-    with TemporaryDirectory() as folder:
-        for name in ("b.mar", "a.mar", "known.mar", "notes.txt"):
-            (Path(folder) / name).write_text(name)
-        return answer(Path(folder), [sha256(b"known.mar").hexdigest(), sha256(b"gone").hexdigest()])
-
-
-_NOW = datetime(2026, 1, 1, 10, tzinfo=UTC)
-
-
-def _entry(seconds: float) -> dict[str, str]:
-    expires = _NOW + timedelta(seconds=seconds)
-    return {"key": "x", "expiration time": expires.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+def _counts(rate: Callable[[list[tuple[float, float]]], float]) -> bool:
+    grows = rate([(0, 10), (10, 30), (20, 50)]) == 2
+    starts_again = rate([(0, 90), (10, 100), (20, 5), (30, 20)]) == 1
+    return grows and starts_again
 
 
 EXERCISES = {
     "11.1": Exercise(
-        lambda answer: list(_in_a_store(answer)) == ["a.mar", "b.mar"],
-        'archive_sha256 of each file of Path(store).glob("*.mar"), and `not in`',
-        """from pathlib import Path
-from tutorial_lib import archive_sha256
-
-def answer(store, digests):
-    return sorted(mar.name for mar in Path(store).glob("*.mar") if archive_sha256(mar) not in digests)""",
+        lambda answer: (
+            answer({"tokens": 100, "padding": 50}, {"tokens": 160, "padding": 70}) == 0.25
+            and answer({"tokens": 100, "padding": 50}, {"tokens": 100, "padding": 50}) == 0
+        ),
+        "what both grew by; the share is padding / (padding + tokens)",
+        """def answer(before, now):
+    tokens, padding = (now[name] - before[name] for name in ("tokens", "padding"))
+    return padding / (padding + tokens) if tokens else 0""",
     ),
     "11.2": Exercise(
-        lambda answer: abs(answer(_entry(90.5), _NOW) - 90.5) < 0.01 and answer(_entry(-5), _NOW) == 0,
-        "datetime.fromisoformat reads the time; a difference has total_seconds(); not below 0",
-        """from datetime import datetime
-
-def answer(entry, now):
-    return max(0, (datetime.fromisoformat(entry["expiration time"]) - now).total_seconds())""",
+        _counts,
+        "sum what it grew by from each look to the next; after a fall that is the new value",
+        """def answer(samples):
+    values = [value for _, value in samples]
+    grown = sum(b - a if b >= a else b for a, b in zip(values, values[1:]))
+    return grown / (samples[-1][0] - samples[0][0])""",
     ),
 }

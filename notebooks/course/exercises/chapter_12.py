@@ -1,48 +1,44 @@
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 from course.exercises import Exercise
 
-_PREFIX = "2026-01-01T10:00:00,000 [INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - "
-_LOG = "\n".join(
-    _PREFIX + line
-    for line in (
-        "loading",
-        "Traceback (most recent call last):",
-        '  File "handler.py", line 3, in <module>',
-        "    import torhc",
-        "ModuleNotFoundError: No module named 'torhc'",
-        "",
-        "During handling of the above exception, another exception occurred:",
-        "",
-        "Traceback (most recent call last):",
-        '  File "model_loader.py", line 9, in load',
-        "ModuleNotFoundError: No module named 'ts.torch_handler.handler'",
-    )
-)
-_ANSWERS = {
-    (400, "The body has no input"): False,
-    (400, "Token Authorization failed"): False,  # unchanged, with the same token, it fails again
-    (404, "Model not found: m"): False,
-    (413, "Request Entity Too Large"): False,
-    (500, "Worker died."): True,
-    (503, 'Model "m" has no worker to serve inference request.'): True,
-    (503, "Prediction failed"): False,  # the handler raised: for this request it will again
-    (503, "number of batch response mismatched"): False,
-    (507, "Worker died."): True,
-    (507, "Out of resources"): False,
-}
+
+def _in_a_store(answer: Callable[..., Any]) -> Any:
+    with TemporaryDirectory() as folder:
+        for name in ("b.mar", "a.mar", "known.mar", "notes.txt"):
+            (Path(folder) / name).write_text(name)
+        return answer(Path(folder), [sha256(b"known.mar").hexdigest(), sha256(b"gone").hexdigest()])
+
+
+_NOW = datetime(2026, 1, 1, 10, tzinfo=UTC)
+
+
+def _entry(seconds: float) -> dict[str, str]:
+    expires = _NOW + timedelta(seconds=seconds)
+    return {"key": "x", "expiration time": expires.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+
 
 EXERCISES = {
     "12.1": Exercise(
-        lambda answer: answer(_LOG) == "ModuleNotFoundError: No module named 'torhc'",
-        "first_traceback(log) has all of the chain; an empty line ends its first part",
-        """from tutorial_lib import first_traceback
+        lambda answer: list(_in_a_store(answer)) == ["a.mar", "b.mar"],
+        'archive_sha256 of each file of Path(store).glob("*.mar"), and `not in`',
+        """from pathlib import Path
+from tutorial_lib import archive_sha256
 
-def answer(log):
-    return first_traceback(log).split("\\n\\n")[0].splitlines()[-1]""",
+def answer(store, digests):
+    return sorted(mar.name for mar in Path(store).glob("*.mar") if archive_sha256(mar) not in digests)""",
     ),
     "12.2": Exercise(
-        lambda answer: all(bool(answer(*said)) is wanted for said, wanted in _ANSWERS.items()),
-        "a worker that died comes back, one that is missing may come; what a handler says it says again",
-        """def answer(status, message):
-    return "Worker died" in message or "has no worker" in message""",
+        lambda answer: abs(answer(_entry(90.5), _NOW) - 90.5) < 0.01 and answer(_entry(-5), _NOW) == 0,
+        "datetime.fromisoformat reads the time; a difference has total_seconds(); not below 0",
+        """from datetime import datetime
+
+def answer(entry, now):
+    return max(0, (datetime.fromisoformat(entry["expiration time"]) - now).total_seconds())""",
     ),
 }

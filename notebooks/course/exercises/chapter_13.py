@@ -1,34 +1,48 @@
 from course.exercises import Exercise
 
-_TOKENS, _SHARES = ["<s>", "gre@@", "a@@", "t", "day"], [0.0, 0.25, 0.5, 0.25, -0.5]
-_SPEC = {
-    "openapi": "3.0.1",
-    "paths": {"/models": {"post": {}, "get": {}}, "/api": {"options": {}}},
+_PREFIX = "2026-01-01T10:00:00,000 [INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - "
+_LOG = "\n".join(
+    _PREFIX + line
+    for line in (
+        "loading",
+        "Traceback (most recent call last):",
+        '  File "handler.py", line 3, in <module>',
+        "    import torhc",
+        "ModuleNotFoundError: No module named 'torhc'",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "Traceback (most recent call last):",
+        '  File "model_loader.py", line 9, in load',
+        "ModuleNotFoundError: No module named 'ts.torch_handler.handler'",
+    )
+)
+_ANSWERS = {
+    (400, "The body has no input"): False,
+    (400, "Token Authorization failed"): False,  # unchanged, with the same token, it fails again
+    (404, "Model not found: m"): False,
+    (413, "Request Entity Too Large"): False,
+    (500, "Worker died."): True,
+    (503, 'Model "m" has no worker to serve inference request.'): True,
+    (503, "Prediction failed"): False,  # the handler raised: for this request it will again
+    (503, "number of batch response mismatched"): False,
+    (507, "Worker died."): True,
+    (507, "Out of resources"): False,
 }
 
 EXERCISES = {
     "13.1": Exercise(
-        lambda answer: (
-            [(word, float(share)) for word, share in answer(_TOKENS, _SHARES)]
-            == [("<s>", 0.0), ("great", 1.0), ("day", -0.5)]
-        ),
-        'collect text and share until a token does not end in "@@"',
-        """def answer(tokens, shares):
-    found, word, total = [], "", 0.0
-    for token, share in zip(tokens, shares):
-        word, total = word + token.removesuffix("@@"), total + share
-        if not token.endswith("@@"):
-            found.append((word, total))
-            word, total = "", 0.0
-    return found""",
+        lambda answer: answer(_LOG) == "ModuleNotFoundError: No module named 'torhc'",
+        "first_traceback(log) has all of the chain; an empty line ends its first part",
+        """from tutorial_lib import first_traceback
+
+def answer(log):
+    return first_traceback(log).split("\\n\\n")[0].splitlines()[-1]""",
     ),
     "13.2": Exercise(
-        lambda answer: (
-            [tuple(pair) for pair in answer(_SPEC)]
-            == [("GET", "/models"), ("OPTIONS", "/api"), ("POST", "/models")]
-        ),
-        'spec["paths"] maps a path to its methods',
-        """def answer(spec):
-    return sorted((method.upper(), path) for path, methods in spec["paths"].items() for method in methods)""",
+        lambda answer: all(bool(answer(*said)) is wanted for said, wanted in _ANSWERS.items()),
+        "a worker that died comes back, one that is missing may come; what a handler says it says again",
+        """def answer(status, message):
+    return "Worker died" in message or "has no worker" in message""",
     ),
 }

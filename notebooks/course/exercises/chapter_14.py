@@ -1,22 +1,34 @@
 from course.exercises import Exercise
 
+_TOKENS, _SHARES = ["<s>", "gre@@", "a@@", "t", "day"], [0.0, 0.25, 0.5, 0.25, -0.5]
+_SPEC = {
+    "openapi": "3.0.1",
+    "paths": {"/models": {"post": {}, "get": {}}, "/api": {"options": {}}},
+}
+
 EXERCISES = {
     "14.1": Exercise(
         lambda answer: (
-            [s for s in (0, 200, 400, 404, 413, 500, 502, 503, 504) if answer(s) is True]
-            == [0, 500, 502, 503, 504]
+            [(word, float(share)) for word, share in answer(_TOKENS, _SHARES)]
+            == [("<s>", 0.0), ("great", 1.0), ("day", -0.5)]
         ),
-        "what the client did wrong stays wrong; what the server lost may be there the next time",
-        """def answer(status):
-    return status in (0, 500, 502, 503, 504)""",
+        'collect text and share until a token does not end in "@@"',
+        """def answer(tokens, shares):
+    found, word, total = [], "", 0.0
+    for token, share in zip(tokens, shares):
+        word, total = word + token.removesuffix("@@"), total + share
+        if not token.endswith("@@"):
+            found.append((word, total))
+            word, total = "", 0.0
+    return found""",
     ),
     "14.2": Exercise(
-        lambda answer: (answer(1000, 50, 16), answer(30, 50, 16), answer(96_000, 10, 16)) == (4, 2, 1001),
-        "replicas = ceil(rate / (0.6 * per_replica)); hosts = ceil(replicas / cores), and one more",
-        """from math import ceil
-
-def answer(rate, per_replica, cores):
-    replicas = ceil(round(rate / (0.6 * per_replica), 6))
-    return ceil(replicas / cores) + 1""",
+        lambda answer: (
+            [tuple(pair) for pair in answer(_SPEC)]
+            == [("GET", "/models"), ("OPTIONS", "/api"), ("POST", "/models")]
+        ),
+        'spec["paths"] maps a path to its methods',
+        """def answer(spec):
+    return sorted((method.upper(), path) for path, methods in spec["paths"].items() for method in methods)""",
     ),
 }
