@@ -88,17 +88,14 @@ class ModelHandler(BaseHandler):
         self.max_tokens = self._max_tokens()
         # Not the tokenizer's: RoBERTa counts positions, and GPT-2 finds a text's end, by the config's.
         self.padding = self.config.pad_token_id
-        if self.padding is None:
-            self.options["forward_size"] = 1
-            logger.warning(
-                "The model's config has no pad_token_id, so each text goes through the model by itself"
-            )
+        self.slots = 0
         logger.info("Successfully loaded tokenizer")
         self.mapping = self._load_labels(model_dir)
+        self._check_model()
         self.initialized = True
 
     def _problem_type(self):
-        """What the logits mean. transformers' own rule where the config does not say: one label is a number."""
+        """What the logits mean. Where the config does not say, one label is a number, as in transformers."""
         by_labels = "regression" if self.config.num_labels == 1 else "single_label_classification"
         problem_type = self.config.problem_type or by_labels
         if problem_type == "single_label_classification" and self.config.num_labels == 1:
@@ -114,8 +111,8 @@ class ModelHandler(BaseHandler):
         Some tokenizers say they take 1e30 tokens, and models with relative positions (T5) set no limit: then
         512. RoBERTa's positions start at 2, hence the 2.
         """
-        positions = getattr(self.config, "max_position_embeddings", None)
-        limit = min(self.tokenizer.model_max_length, positions - 2 if positions else 1_000_000)
+        positions = getattr(self.config, "max_position_embeddings", None) or 0  # XLNet's is -1
+        limit = min(self.tokenizer.model_max_length, positions - 2 if positions > 2 else 1_000_000)
         return limit if limit < 1_000_000 else 512
 
     def _load_backend(self, model_dir):
@@ -171,6 +168,33 @@ class ModelHandler(BaseHandler):
             return torch.from_numpy(session.run(["logits"], inputs)[0])
 
         return logits
+
+    def _check_model(self):
+        """Computes two texts alone and together: what can't work fails now, and not at each request."""
+        ids = [self._tokenize(text) for text in ("a text", "a text that is longer than the other one")]
+        try:
+            with torch.inference_mode():
+                alone = torch.cat([self.forward(*self._pad([row])) for row in ids])
+        except Exception as error:
+            raise RuntimeError(f"The model loads, and can't compute a text: {error}") from error
+        if alone.shape != (2, self.config.num_labels) or not alone.isfinite().all():
+            raise RuntimeError(
+                f"The model gives {alone.tolist()}, and not {self.config.num_labels} numbers a text"
+            )
+        if self.padding is None:
+            reason = "the model's config has no pad_token_id"
+        elif self.options["backend"] == "torch" and not self._same_together(ids, alone):
+            reason = "the model's answers change with padding"
+        else:
+            return
+        self.options["forward_size"] = 1
+        logger.warning("Each text goes through the model by itself, which is slow: %s", reason)
+
+    def _same_together(self, ids, alone):
+        """Whether padding leaves the logits as they are; XLNet, for one, wants it on the left."""
+        tolerance = 1e-3 if self.options["dtype"] == "float32" else 0.1
+        with torch.inference_mode():
+            return torch.allclose(self._logits(ids), alone, atol=tolerance)
 
     def _load_labels(self, model_dir):
         """Class index → label: index_to_name.json, else the model's own config."""
@@ -247,15 +271,17 @@ class ModelHandler(BaseHandler):
         return {"texts": texts, "scores": body.get("scores", False)}
 
     def _tokenize_all(self, item):
-        """Adds the tokens of a request's texts. Whatever a tokenizer can't take stays that request's own fault."""
+        """Adds the tokens of a request's texts. What the tokenizer can't take is that request's error."""
+        if "error" in item:
+            return item
         try:
-            item = {**item, "ids": [self._tokenize(text) for text in item["texts"]]} if "texts" in item else item
+            ids = [self._tokenize(text) for text in item["texts"]]
         except Exception as error:
             logger.exception("A text can't be tokenized")
             return {"error": f"The model's tokenizer can't read a text: {type(error).__name__}."}
-        if not all(item.get("ids", ())):
+        if not all(ids):
             return {"error": "A text is empty: the model's tokenizer finds no token in it."}
-        return item
+        return {**item, "ids": ids}
 
     def _tokenize(self, text):
         cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's, which never forgets
@@ -268,7 +294,7 @@ class ModelHandler(BaseHandler):
         return self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
 
     def inference(self, ids):
-        """Scores of each label, [texts, labels], for lists of tokens; NaN where the model can't compute a text.
+        """Scores of each label, [texts, labels], for lists of tokens; NaN where a text can't be computed.
 
         Texts of similar length go through the model together, a few at a time: padding costs as much as
         words, and every row of a pass is as long as its longest one.
@@ -287,7 +313,7 @@ class ModelHandler(BaseHandler):
     def _logits(self, rows):
         """The logits of a few texts. Where one of them can't be computed, the others still are."""
         padded, mask = self._pad(rows)
-        self.slots += padded.numel()
+        self.slots += padded.numel()  # for _report_metrics
         try:
             return self.forward(padded, mask)
         except Exception:  # T5, for one, wants as many end tokens in each row, and a text may contain them
@@ -297,9 +323,10 @@ class ModelHandler(BaseHandler):
             return torch.cat([self._logits([row]).cpu() for row in rows])
 
     def _pad(self, rows):
-        tensors = [torch.tensor(row) for row in rows]
-        mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
-        return pad_sequence(tensors, batch_first=True, padding_value=self.padding or 0), mask
+        tensors, side = [torch.tensor(row) for row in rows], self.tokenizer.padding_side
+        mask = pad_sequence([torch.ones_like(row) for row in tensors], True, padding_side=side)
+        padded = pad_sequence(tensors, True, padding_value=self.padding or 0, padding_side=side)
+        return padded, mask
 
     def postprocess(self, parsed, scores):
         """Gives each request its answer: labels or numbers, with scores if asked for, or its own error."""

@@ -27,7 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {**_SMALL, "num_key_value_heads": 2},
     "modernbert": _SMALL,
     "mpnet": _SMALL,
-    "nystromformer": {**_SMALL, "segment_means_seq_len": 64, "num_landmarks": 8},
+    "nystromformer": _SMALL,
     "opt": {**_SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16},
     "qwen2": {**_SMALL, "num_key_value_heads": 2},
     "rembert": {**_SMALL, "input_embedding_size": 16, "output_embedding_size": 16},
@@ -35,17 +35,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "roformer": {**_SMALL, "embedding_size": 16},
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
     "xlm-roberta": _SMALL,
-    "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+    "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},  # its tokenizer pads on the left
 }
 
 
-def tiny_model(folder: Path, architecture: str, *, tokenizer: bool = True, **config: Any) -> Path:
+def tiny_model(
+    folder: Path, architecture: str, *, tokenizer: bool = True, padding_side: str = "right", **config: Any
+) -> Path:
     """Writes a model with random weights, and a tokenizer that was trained on a few texts.
 
     Args:
         folder: where to.
         architecture: a key of ARCHITECTURES.
         tokenizer: whether to write the tokenizer too.
+        padding_side: the tokenizer's.
         config: settings of the model's config, as num_labels; pad_token_id=None leaves it out.
 
     Returns:
@@ -65,6 +68,7 @@ def tiny_model(folder: Path, architecture: str, *, tokenizer: bool = True, **con
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     if tokenizer:
+        made.padding_side = padding_side
         made.save_pretrained(folder)
     return folder
 

@@ -261,17 +261,26 @@ def max_tokens(tokenizer: Any, config: Any) -> int:
     Some tokenizers say that they take 1e30, and models with relative positions (T5) set no limit: then 512.
     RoBERTa's positions start at 2, so two fewer than there are positions.
     """
-    positions = getattr(config, "max_position_embeddings", None)
-    limit = min(tokenizer.model_max_length, positions - 2 if positions else 1_000_000)
+    positions = getattr(config, "max_position_embeddings", None) or 0  # XLNet's is -1
+    limit = min(tokenizer.model_max_length, positions - 2 if positions > 2 else 1_000_000)
     return limit if limit < 1_000_000 else 512
 
 
 def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]:
-    """Token ids and logits for the probes: lists of ints, and a tensor [probes, labels]."""
+    """Token ids and logits for the probes: lists of ints, and a tensor [probes, labels].
+
+    Raises:
+        ExportError: the model can't compute one of them.
+    """
     longest = max_tokens(tokenizer, model.config)
     ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
-    with torch.inference_mode():
-        logits = [model(input_ids=torch.tensor([row])).logits[0] for row in ids]
+    try:
+        with torch.inference_mode():
+            logits = [model(input_ids=torch.tensor([row])).logits[0] for row in ids]
+    except Exception as error:
+        raise ExportError(
+            f"The model loads, and can't compute a text: {error}. Is its config complete?"
+        ) from error
     return ids, torch.stack(logits)
 
 
