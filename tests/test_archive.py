@@ -364,6 +364,22 @@ def test_a_torchscript_that_is_cut_off_is_refused(image: dict[str, Any], tmp_pat
         build_archive("m", **{**image, "model_file": None}, export_path=tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ("image_net.pt", "image_net.pt holds weights without their architecture. Give the model's class too"),
+        ("net.pt2", "BaseHandler loads .pt files, and net.pt2 is none.*whose initialize.. loads .pt2"),
+    ],
+)
+def test_what_a_base_handler_can_not_load_alone_is_refused(
+    weights: str, sentence: str, image: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "net.pt2").write_bytes(image["serialized_file"].read_bytes())
+    arguments = {"handler": image["handler"], "serialized_file": tmp_path / weights}
+    with pytest.raises(ArchiveError, match=sentence):
+        build_archive("m", **arguments, export_path=tmp_path / "store")
+
+
 def test_the_readers_own_model_is_served_as_run_handler_says(
     image: dict[str, Any], server: TorchServe, tmp_path: Path
 ) -> None:

@@ -184,6 +184,20 @@ def test_a_file_that_is_found_from_one_working_directory_only_is_noted(tmp_path:
     assert row.ok is None and "words.txt only because" in row.found
 
 
+def test_a_handler_behind_an_envelope_is_checked_as_it_is_served(tmp_path: Path) -> None:
+    """base_handler reads rows of numbers, which a server with service_envelope=json takes out of the body."""
+    model_file, weights = handlers.write_model(tmp_path, "image", handlers.IMAGE_MODEL)
+    files: dict[str, Any] = {"model_file": model_file, "serialized_file": weights}
+    pictures = [[[[float(i)] * 8] * 8] for i in (1, 2)]
+    samples = [{"instances": pictures}, {"instances": pictures[:1]}]
+    report = check_handler("base_handler", samples, **files, envelope="json")
+    assert report.ok, report
+    rows = {check.name: check for check in report.checks}
+    assert rows["same answer in a batch"].ok
+    assert rows["every form of a body"].ok is None and "text" in rows["every form of a body"].found
+    assert not check_handler("base_handler", samples, **files).ok
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "table.py").write_text(TABLE.replace("ANSWERS", SOUND))
     (tmp_path / "sample.json").write_text('{"x": [1]}')

@@ -206,6 +206,8 @@ def check_loads(folder: Path, inputs: Inputs) -> None:
     cause = _last_error(run.stderr)
     if run.returncode == 0 or (inputs.handler not in _BUILT_IN and cause.startswith("ModuleNotFoundError")):
         return  # the server may have packages that are not here
+    if inputs.serialized_file.suffix != ".pt" or zipfile.is_zipfile(inputs.serialized_file):  # it is whole
+        _check_weights_of_built_in("BaseHandler", inputs.serialized_file, inputs.model_file)
     fix = "Was it saved from this class, as torch.save(model.state_dict(), …)?"
     if inputs.model_file is None:
         fix = "Was it saved as torch.jit.script(model).save(…), with this version of torch?"

@@ -53,6 +53,7 @@ def check_handler(
     serialized_file: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
     config_file: str | Path | None = None,
+    envelope: str | None = None,
     timeout: float = 300,
 ) -> HandlerReport:
     """Runs a handler as TorchServe's worker does, in a process of its own, and reports what would go wrong.
@@ -69,6 +70,7 @@ def check_handler(
         samples: one to three good request bodies: JSON values, texts (str), or bytes such as a PNG.
         model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; none of them
             with an archive. Its batchSize says whether requests come in batches: 1 means that they do not.
+        envelope: the server's `service_envelope` setting, as "json"; None for none.
         timeout: seconds that all checks may take.
 
     Returns:
@@ -105,6 +107,7 @@ def check_handler(
             "folder": str(work / "model"),
             "rows": str(work / "rows"),
             "samples": encoded,
+            "envelope": envelope,
             "sources": [str(Path(handler).resolve().parent), str(Path.cwd())],
         }
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
@@ -191,6 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     for name in ("model-dir", "model-file", "serialized-file", "config-file"):
         parser.add_argument(f"--{name}", help="as for build_archive")
+    parser.add_argument("--envelope", help="the server's service_envelope setting, as json")
     parser.add_argument("--extra-files", nargs="+", default=[], help="as for build_archive")
     options = vars(parser.parse_args(arguments[1:]))
     try:

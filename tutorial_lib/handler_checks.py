@@ -61,12 +61,14 @@ class BadBody(NamedTuple):
 class Worker:
     """The handler in this process, asked batch by batch."""
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
-        self._folder, self._batch_size = folder, batch_size
+    def __init__(self, folder: Path, batch_size: int, envelope: str | None) -> None:
+        self._folder, self._batch_size, self._envelope = folder, batch_size, envelope
         self.service: Any = None
 
     def load(self) -> None:
-        self.service = worker.load_service(self._folder, "model", batch_size=self._batch_size)
+        self.service = worker.load_service(
+            self._folder, "model", batch_size=self._batch_size, envelope=self._envelope
+        )
 
     def ask(self, *parts: Part) -> list[worker.Reply]:
         """One reply for each request. Random numbers start anew, so that a sampling model repeats itself."""
@@ -94,13 +96,15 @@ class Worker:
 class Checks:
     """The checks, in the order of the report."""
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], files: OpenedFiles) -> None:
+    def __init__(
+        self, folder: Path, samples: Sequence[Sample], files: OpenedFiles, envelope: str | None
+    ) -> None:
         self._handler = read_manifest(folder)["model"]["handler"]
         batch_size = read_settings(folder).get("batchSize")
         self._built_in = is_built_in(self._handler)
         self._single = batch_size == 1 or (batch_size is None and self._handler in _ONE_AT_A_TIME)
         self._own_metrics = (folder / "metrics.yaml").is_file()
-        self._worker = Worker(folder, batch_size or 1)
+        self._worker = Worker(folder, batch_size or 1, envelope)
         self._parts = [_part(sample) for sample in samples]
         self._samples, self._files_opened = samples, files
         self._expected: list[worker.Reply] = []
@@ -212,6 +216,9 @@ class Checks:
                     different[form] = _status_and_text(reply)
         if not different:
             return Check(name, True, ", ".join(_forms(self._samples[0])))
+        if self._built_in:
+            fix = f"{self._handler} does so: have clients send the form that works."
+            return Check(name, None, _grouped(different), fix)
         return Check(
             name,
             False,
@@ -550,6 +557,6 @@ def main(job: Path) -> None:
     samples = [base64.b64decode(s["bytes"]) if "bytes" in s else s["value"] for s in task["samples"]]
     files = OpenedFiles(task["sources"], folder.parent)
     with worker.in_model_folder(folder), Path(task["rows"]).open("w", encoding="utf-8") as rows:
-        for check in Checks(folder, samples, files).run():
+        for check in Checks(folder, samples, files, task["envelope"]).run():
             rows.write(json.dumps([check.name, check.ok, check.found, check.fix]) + "\n")
             rows.flush()
