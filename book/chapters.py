@@ -168,6 +168,7 @@ def predictions(notebook: Any) -> str:
 def past_runs(notebooks: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     """By name, the chapters that ran to their end with these parameters, and whose inputs are unchanged."""
     inputs = [ROOT / name for name in INPUTS]
+    inputs += [Path(model) for model in parameters.values()]  # a folder's model may have been trained again
     inputs += [file for root in inputs for file in root.rglob("*")]
     inputs += [file for file in notebooks.rglob("*") if file.suffix != ".ipynb"]
     changed = max(

@@ -1,7 +1,7 @@
 """Runs the course: each chapter with papermill, then builds one HTML book of their outputs.
 
 python book/run.py                        executed copies in build/notebooks, the book in build/book
-python book/run.py --model-id OWNER/NAME  the same with another model
+python book/run.py --model-id OWNER/NAME  the same with another model, from the hub or a folder
 python book/run.py 00 01                  only these chapters
 python book/run.py --in-place             only refresh the outputs of the notebooks themselves
 
@@ -23,7 +23,7 @@ from pages import BookFailed, build_book
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Runs the course.")
     parser.add_argument("chapters", nargs="*", help="numbers, as 00 05 (default: all)")
-    parser.add_argument("--model-id", help="the model of every chapter (default: the notebooks' own)")
+    parser.add_argument("--model-id", help="the model of every chapter: a name on the hub or a folder")
     parser.add_argument("--in-place", action="store_true", help="refresh the notebooks' own outputs")
     parser.add_argument(
         "--no-reference", action="store_true", help="leave the library reference out of the book"
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_course(args: argparse.Namespace) -> int:
     """Runs the chapters that were asked for, builds the book, and returns the exit status."""
     chapters = find_chapters(args.notebooks, args.chapters)
-    parameters = {"MODEL_ID": args.model_id} if args.model_id else {}
+    parameters = {"MODEL_ID": absolute(args.model_id)} if args.model_id else {}
     executed = args.build / "notebooks"
     runs = {} if args.in_place else past_runs(args.notebooks, executed, parameters)
     for old in executed.glob("*.ipynb"):
@@ -75,6 +75,12 @@ def run_course(args: argparse.Namespace) -> int:
     if failures:
         print(summary(failures, len(chapters)), file=sys.stderr)
     return 0 if book and not failures else 1
+
+
+def absolute(model_id: str) -> str:
+    """A folder's absolute path, since chapters run in another folder; a name on the hub as it is."""
+    is_folder = model_id != "embedded" and Path(model_id).expanduser().is_dir()
+    return str(Path(model_id).expanduser().resolve()) if is_folder else model_id
 
 
 def report_book(executed: Path, args: argparse.Namespace, failures: list[ChapterFailed]) -> bool:

@@ -2,7 +2,8 @@
 
 Chapters work in the course's folder, with the programs of this Python's environment (torchserve,
 torch-model-archiver) on PATH. What only chapters share is in this package, each thing once: a raw server and
-free ports (`servers`), events in TorchServe's logs (`logs`), exercises, sample tweets (`texts`).
+free ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), exercises,
+sample tweets (`texts`).
 
 With COURSE_QUICK=1 in the environment measurements are short: `make test` sets it. What a chapter asserts
 stays the same.
@@ -15,10 +16,11 @@ import os
 import sys
 from pathlib import Path
 
+from course.labels import label_map
 from course.measuring import measured, quick, seconds, times
 from course.waiting import wait_until
 
-__all__ = ["ROOT", "measured", "quick", "seconds", "times", "wait_until", "without_root"]
+__all__ = ["ROOT", "label_map", "measured", "quick", "seconds", "times", "wait_until", "without_root"]
 
 ROOT = Path(__file__).resolve().parents[2]
 

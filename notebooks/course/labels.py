@@ -1,0 +1,40 @@
+"""The label map that fits a model, so that the chapters run with any classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tutorial_lib.archive_inputs import read_labels
+
+COURSE_MAP = Path(__file__).resolve().parents[2] / "index_to_name.json"
+
+
+def label_map(model_dir: Path) -> Path:
+    """The index_to_name.json of a model: the course's where it fits, else one made of the model's own labels.
+
+    The course's map names Negative, Neutral and Positive. It fits a model whose own labels are these names
+    or their beginnings, as NEG, NEU and POS, in the same order. Three labels alone are not enough: the
+    labels of another task would get wrong names.
+
+    Args:
+        model_dir: the exported model. A map that is made for it goes into a folder beside it.
+
+    Returns:
+        the file, to archive as an extra file.
+
+    Raises:
+        ArchiveError: the folder has no config.json, or one that was cut off.
+
+    >>> from tutorial_lib.export import EMBEDDED
+    >>> label_map(EMBEDDED) == COURSE_MAP
+    True
+    """
+    own = {str(index): label for index, label in sorted(read_labels(model_dir).items())}
+    course: dict[str, str] = json.loads(COURSE_MAP.read_text())
+    if own.keys() == course.keys() and all(course[i].lower().startswith(own[i].lower()) for i in own):
+        return COURSE_MAP
+    made = model_dir.with_name(f"{model_dir.name}-labels") / COURSE_MAP.name
+    made.parent.mkdir(exist_ok=True)
+    made.write_text(json.dumps(own, indent=4) + "\n")
+    return made
