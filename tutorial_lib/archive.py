@@ -25,6 +25,9 @@ from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
+# What an archive and a served model may be called: one word in a log, a path, a URL and a label.
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+NAME_ADVICE = "Use letters, digits, '_', '-' and '.', and begin with a letter or a digit."
 _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".tar.gz"}
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _LARGE = 1_000_000  # bytes; smaller files of a version are copied for the next one, not linked
@@ -91,7 +94,7 @@ def build_archive(
     Traceback (most recent call last):
     tutorial_lib.errors.ArchiveError: There is no handler file no_such_handler.py. Check the path.
     """
-    _check_arguments(name, archive_format)
+    _check_arguments(name, version, archive_format)
     inputs = gather(
         handler,
         model_dir=model_dir,
@@ -136,7 +139,7 @@ def archive_sha256(archive: str | Path) -> str:
     """
     archive = Path(archive)
     if not archive.exists():
-        raise ArchiveError(f"There is no archive {archive}. Build it with build_archive.")
+        raise _missing(archive)
     if archive.is_dir():
         names = sorted(file.relative_to(archive).as_posix() for file in archive.rglob("*") if file.is_file())
         lines = "".join(f"{archive_sha256(archive / name)}  {name}\n" for name in names)
@@ -179,7 +182,7 @@ def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str
     """
     archive = Path(archive)
     if not archive.exists():
-        raise ArchiveError(f"There is no archive {archive}. Build it with build_archive.")
+        raise _missing(archive)
     if sha256 is not None:
         check_sha256(archive, sha256)
     try:
@@ -471,19 +474,27 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path)
         shutil.copyfileobj(content, file)
 
 
+def _missing(archive: Path) -> ArchiveError:
+    full = archive.with_name(f"{archive.name}.mar")
+    advice = f"Did you mean {full}?" if full.is_file() else "Build it with build_archive."
+    return ArchiveError(f"There is no archive {archive}. {advice}")
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, (KeyError, FileNotFoundError)):
         return f"it has no {_MANIFEST}"
     return str(error)
 
 
-def _check_arguments(name: str, archive_format: str) -> None:
+def _check_arguments(name: str, version: str, archive_format: str) -> None:
     if archive_format not in _SUFFIX:
         raise ArchiveError(f"Unknown archive format {archive_format!r}; use one of {[*_SUFFIX]}.")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name), re.ASCII):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ArchiveError(f"{name!r} can't be an archive's name. {NAME_ADVICE}")
+    if not isinstance(version, str) or not NAME.fullmatch(version) or version == "all":
         raise ArchiveError(
-            f"{name!r} can't be an archive's name. Use letters, digits, '_', '-' and '.', and begin with a "
-            "letter or a digit."
+            f"version is {version!r}. Give a text, as '1.0', other than 'all', which asks for every version. "
+            f"{NAME_ADVICE}"
         )
     with extra("serving", "build_archive"):
         import_module("model_archiver")

@@ -35,6 +35,7 @@ DEFAULT_TIMEOUT = (5.0, 125.0)
 
 # TorchServe reads numbers as Java ints. For a number that it can't read it silently takes its default.
 _MAXIMUM = 2**31 - 1
+_ENDPOINTS = ("predictions", "ping", "models", "metrics", "token")
 _PAGE = 100  # models on a page of the list; TorchServe gives no more, whatever the limit
 
 
@@ -273,7 +274,7 @@ class _Client:
         verify: for an https address, the file of the certificates to trust; True for the system's.
 
     Raises:
-        ApiError: the address is no text, a timeout no number of seconds, or the token can't be one.
+        ApiError: the address is none, a timeout no number of seconds, or the token can't be one.
     """
 
     _token_type: TokenType = "inference"
@@ -286,9 +287,7 @@ class _Client:
         timeout: tuple[float, float] = DEFAULT_TIMEOUT,
         verify: bool | str = True,
     ) -> None:
-        if not isinstance(address, str):
-            raise _invalid_argument("address", address, 'Give a text, as "http://127.0.0.1:8080".')
-        self.address = address.rstrip("/")
+        self.address = _check_address(address)
         self._key_file = token if isinstance(token, KeyFile) else None
         self._auth = _AccessToken(token) if token and not isinstance(token, KeyFile) else None
         self._timeout = _check_timeouts(timeout)
@@ -340,13 +339,16 @@ class InferenceClient(_Client):
     tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/ping. Is the...
     """
 
-    def ping(self) -> dict[str, Any]:
+    def ping(self, *, timeout: float | None = None) -> dict[str, Any]:
         """{"status": "Healthy"} as soon as the server is up, which is before its models are.
+
+        Args:
+            timeout: seconds to wait for the answer; None for the client's.
 
         Raises:
             ApiError: nothing answers, or something that is not TorchServe.
         """
-        answer: dict[str, Any] = _json(self._request("GET", "/ping"))
+        answer: dict[str, Any] = _json(self._request("GET", "/ping", timeout=timeout))
         return answer
 
     def predict(
@@ -879,6 +881,21 @@ def check_int(what: str, value: object, minimum: int, maximum: int = _MAXIMUM) -
     if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
         return value
     raise _invalid_argument(what, value, f"Give a whole number from {minimum} to {maximum}.")
+
+
+def _check_address(address: str) -> str:
+    """The address without a slash at its end. A path before the endpoints is a gateway's or Ray's."""
+    advice = 'Give http:// or https://, a host and a port, as "http://127.0.0.1:8080".'
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        if not valid or parts.query or parts.fragment or parts.username is not None:
+            raise ValueError
+    except (ValueError, TypeError, AttributeError):  # ValueError: a port that is no number
+        raise _invalid_argument("address", address, advice) from None
+    if endpoint := next((name for name in _ENDPOINTS if name in parts.path.split("/")), None):
+        raise _invalid_argument("address", address, f"Leave /{endpoint} out: the client adds it. {advice}")
+    return address.rstrip("/")
 
 
 def _check_timeouts(timeout: tuple[float, float]) -> tuple[float, float]:

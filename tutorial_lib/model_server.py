@@ -68,6 +68,8 @@ class ModelServer(ABC):
     def __init__(self, *, token_auth: bool, startup_timeout: float) -> None:
         if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, int | float):
             raise TypeError(f"startup_timeout is {startup_timeout!r}. Give a number of seconds.")
+        if not startup_timeout > 0:  # nan too
+            raise ValueError(f"startup_timeout is {startup_timeout}. Give a number of seconds above 0.")
         self.token_auth = token_auth
         self._startup_timeout = startup_timeout
         self._folder: Path | None = None  # there from a start until the end

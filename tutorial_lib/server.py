@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -14,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tutorial_lib.archive import check_sha256, python_files, read_manifest
+from tutorial_lib.archive import NAME, NAME_ADVICE, check_sha256, python_files, read_manifest
 from tutorial_lib.client import KeyFile, TokenType
 from tutorial_lib.errors import (
     ApiError,
@@ -26,13 +28,14 @@ from tutorial_lib.errors import (
 )
 from tutorial_lib.extras import need
 from tutorial_lib.java import find_java
-from tutorial_lib.model_server import ADDRESSES, POLL, ModelServer
+from tutorial_lib.model_server import POLL, ModelServer
 from tutorial_lib.processes import end_processes, reap_orphans
 from tutorial_lib.redeploy import redeploy
+from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_properties
 
-PORT_NAMES = (*ADDRESSES, "grpc_inference", "grpc_management", "worker")
-_LOOPBACK = "127.0.0.1"
+_ANSWER = 10.0  # seconds that a server that starts has to answer a ping
 _GRACE = 10.0  # seconds that a stopping server has before it is killed
+_READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # variables that would win over this start
 _logger = logging.getLogger(__name__)
 
 
@@ -52,13 +55,16 @@ class TorchServe(ModelServer):
         token_auth: ask for tokens (TorchServe's default).
         model_api: allow registering and unregistering over HTTP (TorchServe's default is no).
         ports: port numbers by name (`PORT_NAMES`); those not given, and None, are free ones.
-        config: more keys for config.properties; they win over the ones set here. A Path is made absolute.
-            With certificate_file and private_key_file all three addresses are https, and the clients
-            trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
+        config: more keys for config.properties (`ServerConfig`); they win over the ones set here, and the
+            clients follow them: {"inference_address": "http://0.0.0.0:8080"} listens on all interfaces. A
+            Path is made absolute. With certificate_file and private_key_file all three addresses are https,
+            and the clients trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
         startup_timeout: the one deadline for a whole start, in seconds.
         log_dir: where to keep the logs; None for the server's folder, which goes when it stops.
 
     Raises:
+        TypeError, ValueError: an argument has the wrong kind or shape, or TorchServe does not know a key of
+            `config`, or can't use its value.
         ArchiveError: an archive is missing, broken or not the one of `sha256`, the archives lie in
             several folders, or `sha256` comes with what would let other code in.
         PackageMissing, PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: from starting it.
@@ -81,15 +87,18 @@ class TorchServe(ModelServer):
         startup_timeout: float = 120,
         log_dir: str | Path | None = None,
     ) -> None:
-        super().__init__(token_auth=token_auth, startup_timeout=startup_timeout)
-        self._models = {name: Path(archive) for name, archive in (models or {}).items()}
+        self._config = ServerConfig.of(config)
+        super().__init__(
+            token_auth=not self._config.is_on("disable_token_authorization", not token_auth),
+            startup_timeout=startup_timeout,
+        )
+        self._models = _checked_models(models)
         self._model_store = _find_store(self._models, model_store)
-        self._config = dict(config or {})
-        self._model_api = model_api
-        takes_code = model_api or _takes_code(self._config)
+        self._model_api = self._config.is_on("enable_model_api", model_api)
+        takes_code = self._model_api or self._config.settings.get("allowed_urls", "none") != "none"
         self._sha256 = _checked_sha256(sha256, self._models, model_store, takes_code)
-        self._wanted_ports = _checked_ports(ports or {})
-        self._log_dir = Path(log_dir).absolute() if log_dir else None
+        self._wanted_ports = _checked_ports(ports, self._config)
+        self._log_dir = _checked_log_dir(log_dir)
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
 
@@ -106,9 +115,9 @@ class TorchServe(ModelServer):
 
     def _launch(self, folder: Path) -> None:
         self._copy_checked_archives()
-        self._ports = _choose_ports(self._wanted_ports)
+        self._ports = _choose_ports(self._wanted_ports, self._config)
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        (folder / "config.properties").write_text(self._properties(), encoding="utf-8")
+        (folder / "config.properties").write_text(self._properties(), encoding="ascii")
         _logger.debug("%s", self.command)
         with self._console_log.open("wb") as console:
             self._process = subprocess.Popen(
@@ -152,7 +161,7 @@ class TorchServe(ModelServer):
         if not isinstance(error, ServerExited):
             return False
         taken = "Address already in use" in error.log_tail or "BindException" in error.log_tail
-        own_choice = any(key.endswith(("_address", "_port")) for key in self._config)
+        own_choice = any(key.endswith(("_address", "_port")) for key in self._config.settings)
         return taken and not own_choice and set(self._wanted_ports) != set(PORT_NAMES)
 
     def _command(self) -> list[str]:
@@ -171,7 +180,7 @@ class TorchServe(ModelServer):
         TorchServe keeps its pid file, its sockets and unpacked models in the temporary folder, so two servers
         with one temporary folder would collide. `processes_of` knows the processes by it too.
         """
-        inherited = {name: value for name, value in os.environ.items() if name != "TS_CONFIG_FILE"}
+        inherited = {name: value for name, value in os.environ.items() if name not in _READ_BY_TORCHSERVE}
         if "PYTHONPATH" in inherited:
             inherited["PYTHONPATH"] = self._python_path(folder, inherited["PYTHONPATH"])
         return {
@@ -199,17 +208,17 @@ class TorchServe(ModelServer):
         ports = self._ports
         settings: dict[str, object] = {
             **{f"{name}_address": self._address(name) for name in PORT_NAMES[:3]},
-            "grpc_inference_address": _LOOPBACK,
-            "grpc_management_address": _LOOPBACK,
+            "grpc_inference_address": LOOPBACK,
+            "grpc_management_address": LOOPBACK,
             "grpc_inference_port": ports["grpc_inference"],
             "grpc_management_port": ports["grpc_management"],
             "initial_worker_port": ports["worker"],
             "allowed_urls": "none",  # else a management token is enough to fetch code from anywhere
             "metrics_mode": "prometheus",  # else the metrics address has nothing to say
             "default_workers_per_model": 1,  # else one copy of the model for each core
-            **self._config,
+            **self._config.settings,
         }
-        return "".join(f"{key}={_property(value)}\n" for key, value in settings.items())
+        return to_properties(settings)
 
     def _raise_if_ended(self) -> None:
         assert self._process is not None
@@ -218,8 +227,9 @@ class TorchServe(ModelServer):
 
     def _waiting_for(self) -> str:
         try:
-            self.inference.ping()
+            self.inference.ping(timeout=_ANSWER)
         except ApiError as error:
+            _raise_if_lasting(error, self.inference_address)
             return f"the server does not answer yet ({error.kind}: {error.message.rstrip('.')})"
         return self._first_model_not_ready()
 
@@ -228,9 +238,11 @@ class TorchServe(ModelServer):
             try:
                 workers = self.management.describe(name)["workers"]
             except ApiError as error:
+                _raise_if_lasting(error, self.management_address)
                 return f"the model {name} can't be described ({error.kind}: {error.message.rstrip('.')})"
-            if not any(worker["status"] == "READY" for worker in workers):
-                return f"the model {name} has no READY worker"
+            states = [worker["status"] for worker in workers]
+            if "READY" not in states:
+                return f"the model {name} has no READY worker (its workers: {', '.join(states) or 'none'})"
         return ""
 
     def redeploy(
@@ -291,8 +303,7 @@ class TorchServe(ModelServer):
     # What a running server tells
 
     def _connect(self, folder: Path) -> None:
-        certificate = self._config.get("certificate_file")
-        verify = True if certificate is None else _property(certificate)
+        verify = self._config.settings.get("certificate_file", True)
         key_file = KeyFile(folder / "key_file.json", self.management_address, verify)
         token = key_file if self.token_auth else None
         self._keys = key_file
@@ -372,8 +383,18 @@ class TorchServe(ModelServer):
     def _address(self, name: str) -> str:
         if not self._ports:
             raise TutorialError("This server has not been started: it has no addresses yet.")
-        scheme = "https" if {"certificate_file", "keystore"} & self._config.keys() else "http"
-        return f"{scheme}://{_LOOPBACK}:{self._ports[name]}"
+        return self._config.url(name, self._ports[name])
+
+
+def _raise_if_lasting(error: ApiError, address: str) -> None:
+    """Raises where waiting can't help: the server answers, and its answer will be the same again."""
+    if error.kind == "SSLError":
+        raise TutorialError(
+            f"The server runs, and its clients don't trust its certificate: {error.message}. Give "
+            f"config={{'certificate_file': …}} a certificate that is made for the host of {address}."
+        ) from error
+    if error.kind == "NotTorchServe" or error.status in (400, 401, 403, 407):
+        raise TutorialError(f"The server's address {address} answers with an error. {error}") from error
 
 
 def _without(hidden: set[str], folder: Path, view: Path) -> Path:
@@ -393,6 +414,32 @@ def _without(hidden: set[str], folder: Path, view: Path) -> Path:
     for name in names - hidden:
         (view / name).symlink_to((folder / name).absolute())
     return view
+
+
+def _checked_models(models: Mapping[str, str | Path] | None) -> dict[str, Path]:
+    if not isinstance(models, Mapping | None):
+        raise TypeError(
+            f"models is {models!r:.100}. Give a dict from the name to serve a model as to its archive, as "
+            "{'my_model': 'model_store/my_model.mar'}."
+        )
+    for name, archive in (models or {}).items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f"models has the name {name!r}, which TorchServe can't serve. {NAME_ADVICE}")
+        if not isinstance(archive, str | os.PathLike):
+            raise TypeError(f"models has {name!r}: {archive!r:.100}. Give the path of an archive.")
+        if "," in Path(archive).name:
+            raise ValueError(f"TorchServe reads {Path(archive).name!r} as two archives. Rename it: no comma.")
+    return {name: Path(archive) for name, archive in (models or {}).items()}
+
+
+def _checked_log_dir(log_dir: str | Path | None) -> Path | None:
+    if log_dir is None:
+        return None
+    if not isinstance(log_dir, str | os.PathLike) or not str(log_dir):
+        raise TypeError(f"log_dir is {log_dir!r:.100}. Give the path of a folder.")
+    if Path(log_dir).exists() and not Path(log_dir).is_dir():
+        raise ValueError(f"log_dir is {str(log_dir)!r}, which is a file. Give a folder.")
+    return Path(log_dir).absolute()
 
 
 def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> Path | None:
@@ -421,6 +468,17 @@ def _checked_sha256(
 ) -> dict[str, str] | None:
     if sha256 is None:
         return None
+    if not isinstance(sha256, Mapping):
+        raise TypeError(
+            f"sha256 is {sha256!r:.100}. Give a dict from each model's name to its archive_sha256."
+        )
+    for name, digest in sha256.items():
+        if not isinstance(digest, str) or not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", digest):
+            raise ValueError(
+                f"sha256 has {name!r}: {digest!r:.100}. Give its archive's archive_sha256: 64 hex digits."
+            )
+        if name not in models:
+            raise ValueError(f"sha256 has {name!r}, and models does not. Is the name right?")
     if takes_code:
         raise ArchiveError(
             "A server with sha256= serves what was checked and nothing else; with model_api=True or "
@@ -439,29 +497,29 @@ def _checked_sha256(
     return dict(sha256)
 
 
-def _takes_code(config: Mapping[str, object]) -> bool:
-    """Whether these settings let code in over HTTP: a folder from anywhere, a workflow from a URL."""
-    registers, urls = config.get("enable_model_api", False), config.get("allowed_urls", "none")
-    return _property(registers).lower() != "false" or _property(urls) != "none"
-
-
-def _property(value: object) -> str:
-    """A value as config.properties has it; the server's working directory is its own folder."""
-    if isinstance(value, Path):
-        return str(value.absolute())
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _checked_ports(ports: Mapping[str, int]) -> dict[str, int]:
-    for name, port in ports.items():
+def _checked_ports(ports: Mapping[str, int] | None, config: ServerConfig) -> dict[str, int]:
+    """The ports that were asked for, in ports= or in config=."""
+    if not isinstance(ports, Mapping | None):
+        raise TypeError(f"ports is {ports!r:.100}. Give a dict, as {{'inference': 8080}}.")
+    asked = dict(ports or {})
+    for name, port in asked.items():
         if name not in PORT_NAMES:
             raise ValueError(f"There is no port {name!r}; the names are {', '.join(PORT_NAMES)}.")
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"The {name} port is {port!r}. Give a whole number, as 8080.")
         if not 0 < port < 65536:
             raise ValueError(f"The {name} port {port} is not between 1 and 65535.")
-    return dict(ports)
+        if config.port(name) is not None:
+            raise ValueError(f"Both ports and config have a port for {name}. Leave one of them out.")
+    found = {name: asked.get(name) or config.port(name) for name in PORT_NAMES}
+    wanted = {name: port for name, port in found.items() if port is not None}
+    for name, port in wanted.items():
+        if others := [other for other in wanted if wanted[other] == port and other != name]:
+            raise ValueError(f"The ports of {name} and {others[0]} are both {port}. Give each its own.")
+    return wanted
 
 
-def _choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
+def _choose_ports(wanted: Mapping[str, int], config: ServerConfig) -> dict[str, int]:
     """The wanted ports, if they are free, and a free one for each other name."""
     with contextlib.ExitStack() as held:  # all held at once, so that no two are the same
 
@@ -470,12 +528,25 @@ def _choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
             try:
                 if os.name != "nt":  # a port in TIME_WAIT is free for TorchServe too
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((_LOOPBACK, port))
+                listener.bind((config.host(name), port))
                 listener.listen()
             except OSError as error:
-                raise PortInUse(name, port) from error
+                raise _port_error(name, config.host(name), port, error) from error
             chosen: int = listener.getsockname()[1]
             return chosen
 
         given = {name: hold(name, port) for name, port in wanted.items()}
         return {name: given.get(name) or hold(name, 0) for name in PORT_NAMES}
+
+
+def _port_error(name: str, host: str, port: int, error: OSError) -> TutorialError:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(name, port)
+    if isinstance(error, PermissionError):
+        return TutorialError(
+            f"The {name} port {port} is for administrators (as most below 1024). Choose a higher one."
+        )
+    return TutorialError(
+        f"The {name} address {host} can't be opened: {error.strerror or error}. Give an address of this "
+        "machine: 127.0.0.1 for this machine alone, or 0.0.0.0 for all of its addresses."
+    )
