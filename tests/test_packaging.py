@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -229,6 +230,18 @@ def test_readmes_example_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) 
     assert run("import tutorial_lib; print(tutorial_lib.__file__)", wheel, tmp_path).stdout.startswith(
         str(wheel)
     )
+
+
+def test_readmes_own_model_is_checked_and_served(wheel: Path, tmp_path: Path) -> None:
+    section = readme().partition("## I have my own model")[2].partition("\n## ")[0]
+    model, handler, serve = re.findall(r"```python\n(.*?)```", section, re.S)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "price_model.py").write_text(model)
+    (folder / "price_handler.py").write_text(handler)
+    done = run(serve, wheel, folder)
+    assert done.returncode == 0, done.stderr
+    assert math.isfinite(float(done.stdout))
 
 
 def readme() -> str:
