@@ -184,5 +184,5 @@ def test_a_full_queue_is_said(moody: TorchServe) -> None:
 def test_a_port_that_config_asks_for_and_another_has_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(PortInUse, match="inference port .* is taken"):
+        with pytest.raises(PortInUse, match=r"inference port .* is taken"):
             TorchServe(config={"inference_address": address}).start()

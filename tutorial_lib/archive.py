@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tutorial_lib.archive_inputs import Inputs, check, check_loads, gather, is_built_in
+from tutorial_lib.archive_inputs import Inputs, check, check_loads, check_path, gather, is_built_in
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
@@ -105,7 +105,9 @@ def build_archive(
         requirements_file=requirements_file,
     )
     check(inputs)
-    store = Path(export_path)
+    store = check_path("export_path", export_path)
+    if store is None:
+        raise ArchiveError("export_path is None. Give a path.")
     archive = store / f"{name}{_SUFFIX[archive_format]}"
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -364,7 +366,8 @@ def new_version(
         "serializedFile": serialized_file,
         "configFile": config_file,
     }
-    named = {key: Path(file) for key, file in single.items() if file is not None}
+    paths = {key: check_path(key, file) for key, file in single.items()}
+    named = {key: file for key, file in paths.items() if file is not None}
     edited = [file for file in (*named.values(), *map(Path, extra_files)) if not is_built_in(file)]
     for file in edited:
         if not file.exists():

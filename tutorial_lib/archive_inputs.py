@@ -92,11 +92,14 @@ def gather(
     Traceback (most recent call last):
     tutorial_lib.errors.ArchiveError: There is no handler 'image_clasifier'. Give the path of a Python file...
     """
-    if isinstance(extra_files, (str, Path)):
-        raise ArchiveError(f"extra_files is {str(extra_files)!r}. Give a list of paths.")
-    weights = _path("serialized_file", serialized_file)
-    extras = [_path("extra_files", file) for file in extra_files]
-    folder = _path("model_dir", model_dir)
+    if not isinstance(extra_files, Sequence) or isinstance(extra_files, str):
+        shown = str(extra_files) if isinstance(extra_files, Path) else extra_files
+        raise ArchiveError(f"extra_files is {shown!r:.100}. Give a list of paths.")
+    if None in extra_files:
+        raise ArchiveError("extra_files has None. Give paths.")
+    weights = check_path("serialized_file", serialized_file)
+    extras = [check_path("extra_files", file) for file in extra_files]
+    folder = check_path("model_dir", model_dir)
     if folder is not None:
         if not folder.is_dir():
             raise ArchiveError(f"There is no model folder {folder}. Make it with export_model.")
@@ -111,11 +114,11 @@ def gather(
     inputs = Inputs(
         _check_handler(handler),
         folder,
-        _path("model_file", model_file),
+        check_path("model_file", model_file),
         weights,
         tuple(file for file in extras if file is not None),
-        _path("config_file", config_file),
-        _path("requirements_file", requirements_file),
+        check_path("config_file", config_file),
+        check_path("requirements_file", requirements_file),
     )
     _check_names(inputs.files)
     return inputs
@@ -217,15 +220,26 @@ def check_loads(folder: Path, inputs: Inputs) -> None:
     )
 
 
-def _path(name: str, value: str | Path | None) -> Path | None:
-    if value is not None and not isinstance(value, (str, os.PathLike)):
-        raise ArchiveError(f"{name} is {value!r}. Give a path.")
+def check_path(name: str, value: str | Path | None) -> Path | None:
+    """The path that an argument names; one that ends in ".." is made absolute, so that it has a name.
+
+    Raises:
+        ArchiveError: the argument is no path.
+
+    >>> check_path("config_file", {"batchSize": 8})
+    Traceback (most recent call last):
+    tutorial_lib.errors.ArchiveError: config_file is {'batchSize': 8}. Give a path.
+    """
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise ArchiveError(f"{name} is {value!r:.100}. Give a path.")
     if value is None:
         return None
     return Path(value) if Path(value).name not in ("", "..") else Path(value).resolve()
 
 
 def _check_handler(handler: str | Path) -> str:
+    if not isinstance(handler, str | os.PathLike):
+        raise ArchiveError(f"handler is {handler!r:.100}. Give the path of a Python file.")
     name = str(handler)
     if Path(name).suffix.startswith(".py:"):
         raise ArchiveError(

@@ -605,6 +605,8 @@ class ManagementClient(_Client):
             raise _invalid_argument(
                 "archive", archive, "Give the file name of an archive in the model store."
             )
+        if not isinstance(handler, str | None):
+            raise _invalid_argument("handler", handler, 'Give a text, as "module:function".')
         if runtime is not None and runtime not in get_args(Runtime):
             raise _invalid_argument("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
         numbers = {
@@ -883,18 +885,30 @@ def check_int(what: str, value: object, minimum: int, maximum: int = _MAXIMUM) -
     raise _invalid_argument(what, value, f"Give a whole number from {minimum} to {maximum}.")
 
 
+def check_url(url: str, what: str = "address") -> str:
+    """The URL, where it is one of a server.
+
+    >>> check_url("127.0.0.1:8080")
+    Traceback (most recent call last):
+    tutorial_lib.errors.ApiError: InvalidArgument: address is '127.0.0.1:8080'. Give http:// or https://, ...
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username:
+            return url
+    except (ValueError, TypeError, AttributeError):  # ValueError: a port that is no number
+        pass
+    advice = 'Give http:// or https://, a host and a port, as "http://127.0.0.1:8080".'
+    raise _invalid_argument(what, url, advice)
+
+
 def _check_address(address: str) -> str:
     """The address without a slash at its end. A path before the endpoints is a gateway's or Ray's."""
-    advice = 'Give http:// or https://, a host and a port, as "http://127.0.0.1:8080".'
-    try:
-        parts = urlsplit(address)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        if not valid or parts.query or parts.fragment or parts.username is not None:
-            raise ValueError
-    except (ValueError, TypeError, AttributeError):  # ValueError: a port that is no number
-        raise _invalid_argument("address", address, advice) from None
+    parts = urlsplit(check_url(address))
     if endpoint := next((name for name in _ENDPOINTS if name in parts.path.split("/")), None):
-        raise _invalid_argument("address", address, f"Leave /{endpoint} out: the client adds it. {advice}")
+        raise _invalid_argument("address", address, f"Leave /{endpoint} out: the client adds it.")
+    if parts.query or parts.fragment:
+        raise _invalid_argument("address", address, "Leave out what follows '?' or '#'.")
     return address.rstrip("/")
 
 
@@ -909,7 +923,7 @@ def _check_timeouts(timeout: tuple[float, float]) -> tuple[float, float]:
 
 def _check_seconds(timeout: float) -> float:
     try:
-        if 0 < timeout < 1e6:
+        if 0 < timeout < 1e6 and not isinstance(timeout, bool):
             return float(timeout)
     except TypeError:
         pass

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from itertools import count, cycle
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tutorial_lib.client import Body, encode, error_answer, quote_path
+from tutorial_lib.client import Body, check_url, encode, error_answer, quote_path
 from tutorial_lib.errors import ApiError
 from tutorial_lib.extras import extra
 
@@ -108,6 +109,12 @@ def load_test(
     """
     levels = _levels(concurrency, rate)
     _check_arguments(texts, labels, duration=duration, texts_per_request=texts_per_request, timeout=timeout)
+    if not isinstance(warmup, Real) or not 0 <= warmup < float("inf"):
+        raise ValueError(f"warmup is {warmup!r}. Give a number of seconds, 0 or more.")
+    if isinstance(server, str):
+        check_url(server, "server")
+    elif not hasattr(server, "inference_address"):
+        raise TypeError(f"server is {server!r:.100}. Give a running TorchServe or Container, or a URL.")
     jobs = _jobs(texts, labels, texts_per_request, body)
 
     def sender(connections: int) -> _Sender:  # a new one for each row, with the token as it is then
@@ -301,24 +308,28 @@ def _address(
 
 def _levels(concurrency: int | Sequence[int], rate: float | Sequence[float] | None) -> list[_Level]:
     if rate is not None:
-        rates = [rate] if isinstance(rate, (int, float)) else rate
-        levels = [_Level("open", None, float(one)) for one in rates]
-    else:
-        clients = [concurrency] if isinstance(concurrency, int) else concurrency
-        levels = [_Level("closed", one, None) for one in clients]
-    if not levels or any((level.clients or level.rate or 0) <= 0 for level in levels):
-        raise ValueError("Give at least one number of clients, or one rate, and each above 0.")
-    return levels
+        return [_Level("open", None, float(one)) for one in _numbers("rate", rate, Real)]
+    return [_Level("closed", one, None) for one in _numbers("concurrency", concurrency, Integral)]
+
+
+def _numbers(name: str, value: Any, kind: Any) -> list[Any]:
+    """One number or several, each finite and above 0."""
+    numbers = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    if not numbers or not all(
+        isinstance(one, kind) and not isinstance(one, bool) and 0 < one < float("inf") for one in numbers
+    ):
+        whole = "whole number" if kind is Integral else "number"
+        raise ValueError(f"{name} is {value!r:.100}. Give a {whole} above 0, or a list of such numbers.")
+    return numbers
 
 
 def _check_arguments(texts: Sequence[Any], labels: Sequence[str] | None, **above_zero: float) -> None:
-    if isinstance(texts, str | bytes) or len(texts) == 0:
+    if isinstance(texts, str | bytes) or not hasattr(texts, "__len__") or len(texts) == 0:
         raise ValueError('There is nothing to send: give a list of texts, as ["great day"].')
     if labels is not None and len(labels) != len(texts):
         raise ValueError(f"{len(texts)} texts have {len(labels)} labels. Give one for each text, in order.")
     for name, value in above_zero.items():
-        if value <= 0:
-            raise ValueError(f"{name} is {value}; it must be above 0.")
+        _numbers(name, value, Integral if name == "texts_per_request" else Real)
 
 
 def _bar(seconds: float, progress: bool | None) -> tqdm[Any]:

@@ -66,6 +66,8 @@ class ModelServer(ABC):
     metrics: MetricsClient
 
     def __init__(self, *, token_auth: bool, startup_timeout: float) -> None:
+        if not isinstance(token_auth, bool):
+            raise TypeError(f"token_auth is {token_auth!r}. Give True or False.")
         if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, int | float):
             raise TypeError(f"startup_timeout is {startup_timeout!r}. Give a number of seconds.")
         if not startup_timeout > 0:  # nan too

@@ -87,11 +87,11 @@ class TorchServe(ModelServer):
         startup_timeout: float = 120,
         log_dir: str | Path | None = None,
     ) -> None:
+        super().__init__(token_auth=token_auth, startup_timeout=startup_timeout)
+        if not isinstance(model_api, bool):
+            raise TypeError(f"model_api is {model_api!r}. Give True or False.")
         self._config = ServerConfig.of(config)
-        super().__init__(
-            token_auth=not self._config.is_on("disable_token_authorization", not token_auth),
-            startup_timeout=startup_timeout,
-        )
+        self.token_auth = not self._config.is_on("disable_token_authorization", not token_auth)
         self._models = _checked_models(models)
         self._model_store = _find_store(self._models, model_store)
         self._model_api = self._config.is_on("enable_model_api", model_api)
@@ -448,6 +448,8 @@ def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> P
         read_manifest(archive)
     folders = {archive.absolute().parent for archive in models.values()}
     if model_store is not None:
+        if not isinstance(model_store, str | os.PathLike):
+            raise TypeError(f"model_store is {model_store!r:.100}. Give the path of a folder.")
         store = Path(model_store).absolute()
         if not store.is_dir():
             raise ArchiveError(f"There is no model store {model_store}. Make the folder first.")

@@ -1,0 +1,181 @@
+"""What users get wrong around a server, and what their machines do to it: each has a sentence, or works.
+
+The first table is of wrong arguments: the sentence comes at once, before anything is started or sent. What a
+config.properties may hold is in test_server_config.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tutorial_lib import (
+    ApiError,
+    InferenceClient,
+    ManagementClient,
+    TorchServe,
+    TutorialError,
+    build_archive,
+    load_test,
+)
+
+HANDLER = ROOT / "handler.py"
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "echo.py").write_text("def handle(data, context):\n    return data and ['ok'] * len(data)\n")
+    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"models": ["a.mar"]}, r"models is \['a.mar'\]. Give a dict from the name"),
+        ({"models": "a.mar"}, "models is 'a.mar'. Give a dict"),
+        ({"models": {"m": None}}, "models has 'm': None. Give the path of an archive"),
+        ({"models": {"m": "a,b.mar"}}, "as two archives. Rename it"),
+        ({"models": {"team/m": "a.mar"}}, "the name 'team/m', which TorchServe can't serve. Use letters"),
+        ({"models": {"": "a.mar"}}, "the name ''"),
+        ({"models": {"my model": "a.mar"}}, "the name 'my model'"),
+        ({"models": {"m=n": "a.mar"}}, "the name 'm=n'"),
+        ({"models": {"größe": "a.mar"}}, "the name 'größe'"),
+        ({"models": {1: "a.mar"}}, "the name 1"),
+        ({"sha256": "0" * 64}, "sha256 is '0.* Give a dict"),
+        ({"sha256": {"m": "abc"}}, "sha256 has 'm': 'abc'. .* 64 hex digits"),
+        ({"sha256": {"m": b"0" * 64}}, "64 hex digits"),
+        ({"sha256": {"m": "0" * 64}}, "sha256 has 'm', and models does not"),
+        ({"ports": [8080]}, r"ports is \[8080\]. Give a dict"),
+        ({"ports": {"http": 1}}, "no port 'http'; the names are inference"),
+        ({"ports": {"inference": "8080"}}, "inference port is '8080'. Give a whole number"),
+        ({"ports": {"inference": 8080.0}}, "Give a whole number"),
+        ({"ports": {"inference": 70000}}, "70000 is not between 1 and 65535"),
+        ({"startup_timeout": "60"}, "startup_timeout is '60'. Give a number of seconds"),
+        ({"startup_timeout": -1}, "startup_timeout is -1. .* above 0"),
+        ({"startup_timeout": float("nan")}, "startup_timeout is nan"),
+        ({"startup_timeout": True}, "startup_timeout is True"),
+        ({"log_dir": HANDLER}, "log_dir is .*, which is a file. Give a folder"),
+        ({"log_dir": 7}, "log_dir is 7. Give the path of a folder"),
+        ({"model_store": "nowhere"}, "There is no model store nowhere"),
+        ({"model_store": 7}, "model_store is 7. Give the path of a folder"),
+        ({"token_auth": "no"}, "token_auth is 'no'. Give True or False"),
+        ({"model_api": "false"}, "model_api is 'false'. Give True or False"),
+    ],
+)
+def test_arguments_of_a_server(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError, TutorialError), match=sentence):
+        TorchServe(**options)
+
+
+def test_a_missing_suffix_is_named(echo: Path) -> None:
+    with pytest.raises(TutorialError, match=r"There is no archive .*echo. Did you mean .*echo\.mar\?"):
+        TorchServe(models={"m": echo.with_suffix("")})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"name": "team/m"}, "'team/m' can't be an archive's name"),
+        ({"name": ""}, "'' can't be"),
+        ({"name": None}, "None can't be"),
+        ({"version": 1.0}, "version is 1.0. Give a text, as '1.0'"),
+        ({"version": "all"}, "other than 'all'"),
+        ({"version": "1/0"}, "version is '1/0'"),
+        ({"config_file": {"batchSize": 8}}, "config_file is {'batchSize': 8}. Give a path"),
+        ({"extra_files": "index_to_name.json"}, "extra_files is 'index_to_name.json'. Give a list of paths"),
+        ({"extra_files": None}, "extra_files is None. Give a list of paths"),
+        ({"extra_files": [None]}, "extra_files has None. Give paths"),
+        ({"extra_files": {"a": 1}}, "extra_files is .* Give a list of paths"),
+        ({"handler": "handler:handle"}, "no handler 'handler:handle'. Give the path of a Python file"),
+        ({"handler": "handler.py:handle"}, "it takes a file, not a function"),
+        ({"handler": None}, "handler is None. Give the path of a Python file"),
+        ({"handler": dict}, "handler is <class 'dict'>. Give the path of a Python file"),
+        ({"handler": ROOT}, "no handler"),
+        ({"model_file": 7}, "model_file is 7. Give a path"),
+        ({"archive_format": "zip"}, "Unknown archive format 'zip'; use one of"),
+        ({"export_path": HANDLER}, "can't be written to"),
+        ({"export_path": None}, "export_path is None. Give a path"),
+    ],
+)
+def test_arguments_of_an_archive(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError, TutorialError), match=sentence):
+        build_archive(**{"name": "m", "handler": HANDLER, "export_path": tmp_path, **options})
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:8080",
+        "localhost",
+        "",
+        None,
+        8080,
+        "ftp://localhost",
+        "http://",
+        "http://h:port",
+        "http://h:70000",
+    ],
+)
+def test_an_address_that_is_none(address: Any) -> None:
+    with pytest.raises(ApiError, match=r"InvalidArgument: address is .* Give http:// or https://, a host"):
+        InferenceClient(address)
+
+
+@pytest.mark.parametrize("end", ["predictions/m", "ping", "models", "metrics", "a/predictions/m"])
+def test_an_address_with_an_endpoint_of_its_own(end: str) -> None:
+    with pytest.raises(ApiError, match=r"Leave /\w+ out: the client adds it"):
+        InferenceClient(f"http://127.0.0.1:8080/{end}")
+    assert InferenceClient("http://127.0.0.1:8080/prefix/").address == "http://127.0.0.1:8080/prefix"
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "sentence"),
+    [
+        ("predict", {"data": object()}, "data is <object.* Give bytes, a text, or what JSON can hold"),
+        ("predict", {"data": {"a": {1}}}, "Give bytes"),
+        ("predict", {"data": b"", "timeout": 0}, "timeout is 0. Give a number of seconds above 0"),
+        ("predict", {"data": b"", "timeout": "5"}, "timeout is '5'"),
+        ("predict", {"data": b"", "timeout": True}, "timeout is True"),
+        ("predict", {"data": b"", "version": 1.0}, "version is 1.0. Give a text"),
+        ("predict", {"data": b"", "retries": 1.5}, "retries is 1.5"),
+        ("scale", {"min_worker": "2"}, "min_worker is '2'. Give a whole number"),
+        ("scale", {"min_worker": 2, "max_worker": 1}, "Give at least min_worker"),
+        ("register", {"batch_size": "8"}, "batch_size is '8'. Give a whole number from 1"),
+        ("register", {"model": "team/m"}, "model is 'team/m'"),
+        ("register", {"handler": 7}, "handler is 7. Give a text"),
+        ("set_default", {"version": 2}, "version is 2. Give a text"),
+        ("describe", {"version": "all"}, "Ask describe_all"),
+    ],
+)
+def test_arguments_of_a_call(call: str, options: dict[str, Any], sentence: str) -> None:
+    """Nothing listens on port 1: what is sent would fail in another way."""
+    kind = InferenceClient if call == "predict" else ManagementClient
+    with pytest.raises(ApiError, match=f"InvalidArgument: .*{sentence}"):
+        getattr(kind("http://127.0.0.1:1"), call)("m", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"texts": "one"}, "give a list of texts"),
+        ({"texts": 7}, "give a list of texts"),
+        ({"concurrency": "8"}, "concurrency is '8'. Give"),
+        ({"concurrency": [1, 2.5]}, "concurrency"),
+        ({"rate": "fast"}, "rate is 'fast'. Give"),
+        ({"rate": float("nan")}, "rate"),
+        ({"duration": "10"}, "duration is '10'"),
+        ({"duration": float("nan")}, "duration is nan"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"texts_per_request": 1.5}, "texts_per_request is 1.5"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"server": "127.0.0.1:8080"}, "server is '127.0.0.1:8080'. Give http"),
+        ({"server": None}, "server is None. Give a running"),
+    ],
+)
+def test_arguments_of_a_load_test(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError, TutorialError), match=sentence):
+        load_test(**{"server": "http://127.0.0.1:1/", "texts": ["a"], **options})
