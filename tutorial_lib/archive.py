@@ -199,6 +199,36 @@ def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str
     return manifest
 
 
+def check_files(archive: str | Path) -> None:
+    """Does nothing where an archive has each file that its manifest names.
+
+    Raises:
+        ArchiveError: a file is not in it, or it is no archive.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> lay_out(folder, handler="handler.py")
+    >>> (folder / "handler.py").unlink()
+    >>> check_files(folder)
+    Traceback (most recent call last):
+    tutorial_lib.errors.ArchiveError: ... has no file handler.py, which its manifest names as its handler...
+    """
+    model = read_manifest(archive)["model"]
+    if not model.get("handler"):
+        raise ArchiveError(f"The manifest of {archive} names no handler. Build it anew with build_archive.")
+    handler = str(model["handler"]).partition(":")[0]  # module.py:function
+    named = {"handler": handler if handler.endswith(".py") else None}  # else TorchServe's, or a package's
+    for key in ("modelFile", "serializedFile", "configFile", "requirementsFile"):
+        named[key] = model.get(key)
+    there = set(_names(Path(archive)))
+    for key, name in named.items():
+        if name and name not in there:
+            raise ArchiveError(
+                f"{archive} has no file {name}, which its manifest names as its {key}. Build it anew with "
+                "build_archive."
+            )
+
+
 def read_settings(archive: str | Path) -> dict[str, Any]:
     """The model config (YAML) of an archive: workers, batching, and the handler's own options.
 

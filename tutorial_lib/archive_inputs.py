@@ -33,6 +33,14 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "vllm_handler": {"vllm": "vllm"},
     "trt_llm_handler": {"tensorrt_llm": "tensorrt-llm", "transformers": "transformers"},
 }
+_WHOLE_NUMBERS = (
+    "minWorkers",
+    "maxWorkers",
+    "batchSize",
+    "maxBatchDelay",
+    "responseTimeout",
+    "startupTimeout",
+)
 _FETCH_THEIR_MODEL = ("vllm_handler", "trt_llm_handler")  # from a path in the model config
 _TOP_CLASSES = 5  # image_classifier answers that many, and fails on a model with fewer
 
@@ -307,6 +315,13 @@ def _check_yaml(file: Path) -> None:
         raise ArchiveError(f"{file} is not YAML: {error}. Fix it first.") from error
     if not isinstance(config, dict):
         raise ArchiveError(f"{file} has no settings (key: value). Fix it, or leave it out.")
+    for key in _WHOLE_NUMBERS:  # TorchServe takes its default for what it can't read
+        value = config.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ArchiveError(f"{file} has {key}: {value!r}. Give a whole number.")
+    minimum, maximum = config.get("minWorkers", 0), config.get("maxWorkers", 0)
+    if maximum and minimum > maximum:
+        raise ArchiveError(f"{file} has minWorkers: {minimum} and maxWorkers: {maximum}. Raise maxWorkers.")
 
 
 def _check_labels(file: Path, model_dir: Path | None) -> list[str]:

