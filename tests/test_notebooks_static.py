@@ -69,7 +69,7 @@ def test_outputs_are_of_the_settings_that_are_committed() -> None:
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
 def test_model_id_is_a_parameter(chapter: Path) -> None:
     for cell in code_cells(chapter):
-        if "MODEL_ID =" in cell.source:
+        if "MODEL_ID = " in cell.source:
             assert cell.metadata["tags"] == ["parameters"]
 
 
