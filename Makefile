@@ -10,7 +10,7 @@ CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
 # JupyterLab refuses to start as root (in a container, say) unless it is told to.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help setup run lab test container resolve bench lint outputs clean
+.PHONY: help setup run lab test cluster container resolve bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test: setup lint  ## every test: library, handler, real servers, notebooks
 	COURSE_QUICK=1 $(BIN)/python -m pytest -n 3 --maxschedchunk=1 --nbmake --nbmake-timeout=900 --timeout=900 \
 	    -p no:doctest -o addopts= --durations=15 $(CHAPTERS_LAST_FIRST) || status=$$?; \
 	exit $$status
+
+cluster: setup  ## Ray over several hosts (network namespaces: Linux, as root), and updates under load
+	$(BIN)/python -m pytest -m cluster tests/test_ray_app.py tests/test_ray_hosts.py
 
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
 	deploy/image/setup.sh

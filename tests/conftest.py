@@ -69,6 +69,8 @@ os.environ.update(
     RAY_AUTH_TOKEN=secrets.token_hex(32),
     RAY_USAGE_STATS_ENABLED="0",
     RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",  # else 5, and a proxy that is later is killed
+    RAY_SERVE_ENABLE_HA_PROXY="1",
+    RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
 )
 
 
@@ -79,6 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {
         "resolve": lambda: "`make resolve` runs these: they ask the package index",
         "container": _no_containers,
+        "cluster": lambda: "`make cluster` runs these: several hosts, and updates under load",
     }
     for mark, reason in reasons.items():
         if marked := [item for item in items if mark in item.keywords]:

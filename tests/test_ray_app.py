@@ -408,6 +408,7 @@ def handle(data, context):
 """
 
 
+@pytest.mark.cluster
 def test_rolling_update_under_load_loses_nothing(ray_address: str, folder: Path) -> None:
     """All requests are answered, without a retry, while a new version comes in and broken ones do not."""
     old = handlers.pack(folder, "v1", VERSION)

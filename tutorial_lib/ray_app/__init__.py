@@ -23,7 +23,14 @@ TorchServe's service_envelope is a setting of the whole server; here it is a set
 Below a route prefix ("/team") an application has all its addresses there ("/team/predictions/my_model"); a
 prefix that is itself an address ("/predictions/my_model") has that one alone.
 
-`build_app` refuses or warns about settings of the archive that have no effect here.
+`build_app` refuses or warns about settings of the archive that have no effect here. It also warns about a
+cluster without Ray Serve's fast ingress, HAProxy, which hands requests straight to replicas. Ray reads these
+variables when it is imported, on every node:
+
+    RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1
+
+With HAProxy, Ray's HTTP port and the replicas' ports are open on all interfaces of a node: keep the nodes in
+a network of their own.
 
 The parts:
 
@@ -47,6 +54,7 @@ from tutorial_lib.ray_app.settings import (
     replica_bounds,
     warn_about_gpus,
     warn_about_ignored,
+    warn_about_ingress,
 )
 
 with extra("ray", "tutorial_lib.ray_app"):
@@ -100,6 +108,7 @@ def build_app(
     model = read_model(mar, name, max_request_size)
     warn_about_ignored(model)
     warn_about_gpus(model, num_gpus)
+    warn_about_ingress()
     minimum, maximum = replica_bounds(replicas, model.settings)
     options = _deployment_options(model.settings, minimum, maximum)
     if num_gpus is None:

@@ -178,7 +178,9 @@ class Replica:
         self._metrics.update("ts_queue_latency_microseconds", labels, queued * 1e6)
         self._metrics.update("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
         if reply.error is None:
-            return Response(reply.body, reply.status, reply.headers)
+            # HTTP allows no body with these; the bytes would be taken for the next answer.
+            body = b"" if reply.status in (204, 304) else reply.body
+            return Response(body, reply.status, reply.headers)
         status = 507 if reply.status == 413 else reply.status
         raise HTTPError(status, "InternalServerException", reply.error)
 

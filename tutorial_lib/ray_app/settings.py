@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +194,32 @@ def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
             "joins. Pass num_gpus=0 to serve it on CPUs.",
             stacklevel=3,
         )
+
+
+# With both, HAProxy hands each request to a replica; without, a Python proxy handles each request first.
+FAST_INGRESS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+
+
+def warn_about_ingress() -> None:
+    """Warns where the cluster runs without Ray Serve's fast ingress.
+
+    Ray reads both variables when it starts. Before `ray.init` they are looked up in this process, which
+    the cluster inherits them from.
+    """
+    if ray.is_initialized():
+        missing = ray.get(ray.remote(num_cpus=0)(_missing_variables).remote())
+    else:
+        missing = _missing_variables()
+    if missing:
+        warnings.warn(
+            "Ray Serve runs without its fast ingress, at a fraction of its speed. Set "
+            f"{'=1 and '.join(missing)}=1 in the environment of every node before Ray starts.",
+            stacklevel=3,
+        )
+
+
+def _missing_variables() -> list[str]:
+    return [name for name in FAST_INGRESS if os.environ.get(name) != "1"]
 
 
 def replica_bounds(replicas: int | tuple[int, int] | None, settings: dict[str, Any]) -> tuple[int, int]:
