@@ -34,6 +34,7 @@ from tutorial_lib import (
     Worker,
     build_archive,
 )
+from tutorial_lib import client as client_module
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
@@ -377,6 +378,23 @@ def test_a_retry_asks_again_where_a_worker_died_and_nowhere_else(status: int, fa
     with pytest.raises(ApiError, match="Prediction failed"):
         client.predict("m", b"", retries=1)
     assert len(fake.seen) == 4
+
+
+def test_a_full_queue_is_asked_again_after_growing_pauses(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who were refused would else come back together, and be refused together."""
+    slept: list[float] = []
+    monkeypatch.setattr(client_module.time, "sleep", slept.append)
+    fake.fail(503, "ServiceUnavailableException", "No worker is available to serve request for model: m")
+    fake.answers = fake.answers * 9 + [Reply(200, b"1")]
+    assert InferenceClient(fake.address).predict("m", b"", retries=9) == 1
+    assert len(slept) == 9
+    for attempt, pause in enumerate(slept):
+        whole = min(0.1 * 2**attempt, 10)
+        assert whole / 2 <= pause <= whole
+    others = [list(client_module.pauses(9)) for _ in range(20)]
+    assert len({tuple(other) for other in others}) == 20
 
 
 def test_retries_and_renewals_are_logged_without_a_token(

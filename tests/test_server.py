@@ -143,7 +143,8 @@ def test_pythonpath_brings_packages_and_not_another_handler(
         "def handle(data, context):\n    return data and ['another'] * len(data)\n"
     )
     mar = build_archive("shop", handler=handler, export_path=tmp_path / "store")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project), str(tmp_path / "nowhere")]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["project", "", "nowhere"]))
     with TorchServe(models={"shop": mar}) as server:
         assert server.inference.predict("shop", b"") == 7
     assert f"handler.py of {project} is hidden" in caplog.text

@@ -7,7 +7,11 @@ config.properties may hold is in test_server_config.py.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -289,3 +293,59 @@ def test_a_port_that_stays_taken_is_not_tried_for_ever(monkeypatch: pytest.Monke
         agent = f"-agentlib:jdwp=transport=dt_socket,server=y,suspend=n,address={taken.getsockname()[1]}"
         with pytest.raises(ServerExited, match="A debugger's port is taken: see JAVA_TOOL_OPTIONS"):
             TorchServe(config={"vmargs": agent}).start()
+
+
+# Each was tried alone first; those that broke something are LC_ALL=C, TS_MODEL_SERVER_HOME, and a relative
+# PYTHONPATH (see test_server.py).
+ENVIRONMENT = {
+    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9"),
+    **dict.fromkeys(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "TS_CONFIG_FILE"), "/nowhere"),
+    **dict.fromkeys(("TS_MODEL_SERVER_HOME", "LOG_LOCATION", "METRICS_LOCATION", "HOME"), "/nowhere"),
+    **dict.fromkeys(("PYTHONSTARTUP", "NETRC", "JAVA_HOME", "XDG_CACHE_HOME"), "/nowhere"),
+    "no_proxy": "*odd,,",
+    "TS_INFERENCE_ADDRESS": "http://127.0.0.1:9",
+    "TS_DISABLE_TOKEN_AUTHORIZATION": "true",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONWARNINGS": "error",
+    "PYTHONIOENCODING": "ascii",
+    "PYTHONOPTIMIZE": "1",
+    "LC_ALL": "C",
+    "OMP_NUM_THREADS": "0",
+}
+# In a thread, with a closed stdin, deaf to Ctrl-C, with a strict umask, from a folder that is gone.
+SCRIPT = """
+import os, signal, sys, tempfile, threading
+from tutorial_lib import TorchServe
+
+os.umask(0o077)
+os.close(0)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+
+def serve():
+    with TorchServe(models={"m": sys.argv[1]}, log_dir=sys.argv[2]) as server:
+        print(server.inference.predict("m", b""), server.token_auth)
+
+thread = threading.Thread(target=serve)
+thread.start()
+thread.join()
+"""
+
+
+def test_what_a_machine_and_a_shell_may_do(echo: Path, tmp_path: Path) -> None:
+    """All at once, in one start."""
+    store = tmp_path / "größe x"
+    store.mkdir()
+    mar = shutil.copy(echo, store / "echo.mar")
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "TMPDIR": tempfile.gettempdir()}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(mar), str(store / "logs")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.stdout.split() == ["ok", "True"], run.stderr[-3000:]
+    assert (store / "logs" / "ts_log.log").is_file()

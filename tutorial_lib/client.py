@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import random
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ DEFAULT_TIMEOUT = (5.0, 125.0)
 
 # TorchServe reads numbers as Java ints. For a number that it can't read it silently takes its default.
 _MAXIMUM = 2**31 - 1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a retry
+_CHANCE = random.SystemRandom()  # not seeded, so forked processes don't wait equally long
 _ENDPOINTS = ("predictions", "ping", "models", "metrics", "token")
 _PAGE = 100  # models on a page of the list; TorchServe gives no more, whatever the limit
 
@@ -365,8 +368,9 @@ class InferenceClient(_Client):
         """Sends one request to a model.
 
         A worker, a replica or a host can be lost while it works on a request. A prediction changes
-        nothing, so it may be sent again: `retries` times, each pause twice as long as the one before,
-        from 0.1 s to 2 s. A request is sent again after what may pass (no answer, a worker that died or
+        nothing, so it may be sent again: `retries` times, after pauses that double from 0.1 s to 10 s, each
+        shortened by up to a half by chance, so that clients that were refused together don't come back
+        together (`pauses`). A request is sent again after what may pass (no answer, a worker that died or
         was killed, 500, 502, 504, and a 503 for want of a worker), not after what a handler makes of its
         request (4xx, a 503 "Prediction failed").
 
@@ -479,15 +483,14 @@ class InferenceClient(_Client):
             "timeout": timeout,
             "stream": stream,
         }
-        pauses = [min(0.1 * 2**attempt, 2) for attempt in range(check_int("retries", retries, 0, 1000))]
-        for attempt, pause in enumerate(pauses, start=1):
+        for attempt, pause in enumerate(pauses(check_int("retries", retries, 0, 1000)), start=1):
             try:
                 return self._request("POST", path, **options)
             except ApiError as error:
                 if not is_retryable(error):
                     raise
                 logger.info(
-                    *("%s: %s %s; retry %d of %d in %g s.", path, error.status or "", error.kind),
+                    *("%s: %s %s; retry %d of %d in %.2f s.", path, error.status or "", error.kind),
                     *(attempt, retries, pause),
                 )
                 time.sleep(pause)
@@ -815,6 +818,23 @@ def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
     except (TypeError, ValueError, AttributeError, OSError) as error:
         advice = 'Give at least one part, as {"data": open(path, "rb")} or {"data": b"…"}.'
         raise _invalid_argument("files", files, advice) from error
+
+
+def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
+    """How long to wait before each retry: exponential backoff with jitter.
+
+    Args:
+        retries: how many.
+        chance: for a test, one with a seed.
+
+    Yields:
+        seconds: half to all of 0.1, 0.2, 0.4, …, at most 10.
+
+    >>> [round(pause, 2) for pause in pauses(4, random.Random(1))]
+    [0.06, 0.18, 0.35, 0.5]
+    """
+    for attempt in range(retries):
+        yield chance.uniform(0.5, 1) * min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)
 
 
 def is_retryable(error: ApiError) -> bool:

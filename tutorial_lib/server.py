@@ -183,24 +183,25 @@ class TorchServe(ModelServer):
         with one temporary folder would collide. `processes_of` knows the processes by it too.
         """
         inherited = {name: value for name, value in os.environ.items() if name not in _READ_BY_TORCHSERVE}
-        if "PYTHONPATH" in inherited:
+        if inherited.get("PYTHONPATH"):
             inherited["PYTHONPATH"] = self._python_path(folder, inherited["PYTHONPATH"])
         return {
             **inherited,
+            **_utf8_locale(inherited),
             "JAVA_HOME": str(self._java_home),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), str(self.log_dir)),
         }
 
     def _python_path(self, folder: Path, python_path: str) -> str:
-        """PYTHONPATH without the modules that the archives bring themselves.
+        """PYTHONPATH without the modules that the archives bring themselves, and with absolute paths.
 
         A worker looks for a handler along PYTHONPATH before it looks in the archive, so a handler.py there
         would be served in place of the archive's. Such a folder is replaced by one with links to the rest.
         """
         own = {"handler.py"}.union(*map(python_files, self._models.values()))
         hidden = {name.partition("/")[0] for name in own}
-        entries = [Path(entry) for entry in python_path.split(os.pathsep) if entry]
+        entries = [Path(entry).absolute() for entry in python_path.split(os.pathsep)]  # "" is this folder
         return os.pathsep.join(
             str(_without(hidden, entry, folder / "python_path" / str(number)))
             for number, entry in enumerate(entries)
@@ -386,6 +387,15 @@ class TorchServe(ModelServer):
         if not self._ports:
             raise TutorialError("This server has not been started: it has no addresses yet.")
         return self._config.url(name, self._ports[name])
+
+
+def _utf8_locale(environment: Mapping[str, str]) -> dict[str, str]:
+    """A locale in which Java finds paths with other letters than ASCII's, in place of C or none.
+
+    Python sees to that for itself (PEP 538 and 540).
+    """
+    names = (environment.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    return {"LC_ALL": "C.UTF-8"} if next(filter(None, names), "C") in ("C", "POSIX") else {}
 
 
 def _check_length(folder: Path) -> None:
