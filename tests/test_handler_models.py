@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.models import ARCHITECTURES, TEXTS, tiny_model
@@ -146,6 +148,26 @@ def test_no_text_costs_its_neighbours_their_answers(architecture: str, tmp_path:
     for (name, _, statuses), answer in zip(HARD_TEXTS, answers[1::2], strict=True):
         assert answer.status in statuses, (name, answer)
         assert answer.status == 200 or answer.body["message"].endswith("."), (name, answer)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("bert"), "bert")
+
+
+any_character = st.characters(exclude_categories=())  # halves of surrogate pairs too
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.lists(st.text(any_character, max_size=40), max_size=3), min_size=1, max_size=8))
+def test_no_texts_whatever_turn_a_neighbours_answer(bert: Path, requests: list[list[str]]) -> None:
+    good = {"input": TEXTS}
+    answers = ask(bert, [good, *(body for texts in requests for body in ({"input": texts}, good))])
+    right = [f"LABEL_{row.argmax()}" for row in logits(bert, TEXTS)]
+    assert [answer.body for answer in answers[::2]] == [right] * (len(requests) + 1)
+    for texts, answer in zip(requests, answers[1::2], strict=True):
+        assert answer.status == 400 or len(answer.body) == len(texts)
+        assert answer.status in (200, 400)
 
 
 def test_what_the_model_cannot_compute_is_that_requests_own_error(tmp_path: Path) -> None:
