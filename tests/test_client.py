@@ -385,7 +385,7 @@ def test_a_full_queue_is_asked_again_after_growing_pauses(
 ) -> None:
     """All who were refused would else come back together, and be refused together."""
     slept: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", slept.append)
+    monkeypatch.setattr("tutorial_lib.client.time.sleep", slept.append)
     fake.fail(503, "ServiceUnavailableException", "No worker is available to serve request for model: m")
     fake.answers = fake.answers * 9 + [Reply(200, b"1")]
     assert InferenceClient(fake.address).predict("m", b"", retries=9) == 1
