@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.models import tiny_model
 from tests.test_book import outputs, write
 from tests.test_book import run as run_course
+from tutorial_lib import ExportError, export_onnx
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 sys.path.insert(0, str(ROOT / "book"))
@@ -119,6 +120,11 @@ def without_padding(folder: Path) -> Path:
     del settings["pad_token"]
     file.write_text(json.dumps(settings))
     return folder
+
+
+def test_a_model_that_can_t_pad_has_no_onnx_form(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no token to pad with"):
+        export_onnx(without_padding(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         the file.
 
     Raises:
-        ExportError: there is no model in the folder, or its ONNX form gives other logits. An earlier
-            model.onnx is as it was.
+        ExportError: there is no model in the folder, it has no token to pad with (GPT-2), or its ONNX form
+            gives other logits. An earlier model.onnx is as it was.
         PackageMissing: when this module is imported, where onnx, onnxruntime or onnxscript is missing.
 
     >>> export_onnx("no/such/model")
@@ -51,6 +51,11 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         raise ExportError(f"There is no config.json in {folder}. Export a model there first.")
     # "eager": attention as plain matrix products, which ONNX Runtime fuses better than torch's own kernel.
     model, tokenizer = load_model(folder, attn_implementation="eager", use_safetensors=True)
+    if model.config.pad_token_id is None or tokenizer.pad_token is None:
+        raise ExportError(
+            f"The model in {folder} has no token to pad with, so it takes one text at a time, and a "
+            "graph for several texts can't be made. Serve it with handler.py's backend: torch."
+        )
     probes = _probes(model, tokenizer)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder.parent) as scratch, _quiet():
         file = Path(scratch) / "model.onnx"
