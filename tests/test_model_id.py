@@ -128,7 +128,7 @@ def test_a_model_that_can_t_pad_has_no_onnx_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)  # two servers and a dozen workers start, beside other tests
-@pytest.mark.parametrize(("architecture", "chapters"), [("distilbert", "00 01 02 03 04 05"), ("gpt2", "01")])
+@pytest.mark.parametrize(("architecture", "chapters"), [("distilbert", "01 05"), ("gpt2", "01")])
 def test_chapters_run_with_another_model(architecture: str, chapters: str, tmp_path: Path) -> None:
     """In a copy of the course with nothing built. By hand: every chapter, with these and others."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
