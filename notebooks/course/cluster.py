@@ -1,0 +1,288 @@
+"""Ray Serve over several hosts on one machine, what a request costs there, and clients (chapter 15)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import psutil
+
+from course.servers import free_port, free_ports, is_answered
+from course.waiting import wait_until
+from tutorial_lib import InferenceClient, load_test
+
+# HAProxy's configuration: its path tells this course's HAProxy processes from others.
+CONFIG = Path(__file__).resolve().parents[2] / "build" / "haproxy" / "haproxy.cfg"
+
+
+def environment() -> dict[str, str]:
+    """Variables for a cluster that lives as long as a chapter. Ray reads them when it is imported.
+
+    >>> len(environment()["RAY_AUTH_TOKEN"])
+    64
+    """
+    return {
+        "RAY_AUTH_MODE": "token",  # a token for this cluster alone
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 are too few on a busy machine
+        # A stopped replica stays reachable this long, for load balancers that Ray does not know. HAProxy
+        # learns of it at once, so that 30 seconds would only be waiting.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(CONFIG),
+        "RAY_health_check_initial_delay_ms": "0",
+        "RAY_health_check_period_ms": "1000",  # a host that is silent for some seconds is given up
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "4",
+        # A lost host's messages would fill a screen of the notebook; Ray's log files have them too.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Hosts:
+    """Ray Serve over several hosts of this machine, each with its own HAProxy.
+
+    Attributes:
+        addresses: one for each host, the head first. Each leads to all replicas.
+        plain_proxy: the address of Ray's plain proxy, which runs on the head as HAProxy's fallback.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Starts the hosts and Ray Serve. Ray reads its variables from the environment."""
+        import ray
+        from ray import serve
+
+        _end_orphans()
+        logging.getLogger("ray").setLevel("ERROR")
+        logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
+        ports = free_ports(count)
+        self.addresses = [f"http://127.0.0.1:{port}" for port in ports]
+        self.plain_proxy = f"http://127.0.0.1:{os.environ['RAY_SERVE_FALLBACK_PROXY_HTTP_PORT']}"
+        self._cluster, self._nodes = _start_nodes(ports)
+        ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        http = {"host": "127.0.0.1", "port": ports[0]}
+        serve.start("EveryNode", http_options=http, logging_config={"log_level": "ERROR"})
+
+    @property
+    def alive(self) -> int:
+        """How many hosts Ray counts."""
+        import ray
+
+        return sum(host["Alive"] for host in ray.nodes())  # type: ignore[no-untyped-call]
+
+    def lose(self, number: int) -> None:
+        """Kills all processes of a host, and tells Ray nothing. Host 0, the head, has to stay."""
+        port = int(self.addresses[number].rpartition(":")[2])
+        [proxy] = [process for process in _named("haproxy") if port in _listens(process)]
+        processes = proxy.parents()[1].children(recursive=True)  # HAProxy's manager is the raylet's child
+        self._cluster.remove_node(self._nodes[number], allow_graceful=False)
+        _kill(processes)
+
+    def stop(self) -> None:
+        """Stops Ray Serve and the hosts. Afterwards none of their processes is left."""
+        import ray
+        from ray import serve
+
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        processes = psutil.Process().children(recursive=True)
+        ray.shutdown()
+        self._cluster.shutdown()
+        psutil.wait_procs(processes, timeout=10)
+        _kill([process for process in processes if process.is_running()])
+
+
+def replicas(name: str) -> list[psutil.Process]:
+    """The processes of an application's replicas. A process's parent is its host's raylet."""
+    return _named(f"ServeReplica:{name}:")
+
+
+class Cost(NamedTuple):
+    """What a measurement under load found; the times are seconds of CPU for each request.
+
+    Attributes:
+        rate: right answers per second.
+        replica: in the replicas.
+        ingress: in HAProxy, or in the process that was asked for instead.
+        total: in all processes that this notebook runs, clients included.
+        cores: the cores that other programs left.
+    """
+
+    rate: float
+    replica: float
+    ingress: float
+    total: float
+    cores: float
+
+
+def cost(
+    url: str, texts: Sequence[str], *, clients: int, seconds: float, times: int = 1, ingress: str = "haproxy"
+) -> Cost:
+    """Puts a URL under load; after a warm-up, the cheapest of some measurements.
+
+    The cheapest, because what other programs do only makes a request more expensive.
+
+    Args:
+        url: requests are posted here; it answers with a 200.
+        texts: one a request.
+        clients: how many ask at once.
+        seconds: how long each measurement lasts.
+        times: how many measurements.
+        ingress: the name, or a part of it, of the process that takes requests.
+
+    Raises:
+        AssertionError: an answer was wrong or missing.
+    """
+    _cost(url, texts, clients, 0.5, ingress)
+    found = [_cost(url, texts, clients, seconds, ingress) for _ in range(times)]
+    return min(found, key=lambda one: one.total)
+
+
+def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress: str) -> Cost:
+    names = ("ServeReplica", ingress, "")
+    before, began = _cpu_seconds(names), time.perf_counter()
+    row = load_test(url, texts, concurrency=clients, duration=seconds, warmup=0).iloc[0]
+    assert row["errors"] == row["wrong"] == 0, row["outcomes"]
+    took = time.perf_counter() - began
+    used = [now - then for now, then in zip(_cpu_seconds(names), before, strict=True)]
+    others = max(0.0, used[3] - used[2]) / took
+    replica, entry, total = (part / row["requests"] for part in used[:3])
+    return Cost(row["requests_per_s"], replica, entry, total, (psutil.cpu_count() or 1) - others)
+
+
+def _cpu_seconds(names: Sequence[str]) -> list[float]:
+    """The CPU time of this notebook's processes, by a part of their name, and that of the whole machine."""
+    me = psutil.Process()
+    running = []
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            running.append((process.name(), sum(process.cpu_times()[:2])))
+    machine = psutil.cpu_times()
+    parts = [sum(spent for name, spent in running if part in name) for part in names]
+    return [*parts, sum(machine) - machine.idle - machine.iowait]
+
+
+class Clients:
+    """Threads that ask for predictions, again and again, until the `with` block ends.
+
+    Attributes:
+        answers: pairs of an answer and the time.perf_counter() at which it came.
+
+    Raises:
+        Exception: at the block's end, the first error that a client met.
+    """
+
+    def __init__(self, number: int, address: str, model: str, **options: Any) -> None:
+        """`options` are those of `InferenceClient.predict`."""
+        self.answers: list[tuple[Any, float]] = []
+        self._arguments = (address, model, options)
+        self._errors: list[Exception] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
+
+    def _ask(self) -> None:
+        address, model, options = self._arguments
+        try:
+            with InferenceClient(address) as client:
+                while not self._stop.is_set():
+                    self.answers.append((client.predict(model, {}, **options), time.perf_counter()))
+        except Exception as error:
+            self._errors.append(error)
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        if self._errors and error is None:
+            raise self._errors[0]
+
+
+def memory(*processes: psutil.Process) -> float:
+    """MB of these processes and all their children; pages that they share count once."""
+    tree = {p for process in processes for p in [process, *process.children(recursive=True)]}
+    return sum(p.memory_full_info().pss for p in tree) / 1e6
+
+
+@contextmanager
+def program(command: Sequence[object], port: int, log: Path) -> Iterator[psutil.Process]:
+    """Runs a server, from when it listens on a port until the end of the `with` block.
+
+    Raises:
+        TimeoutError: it ended, or did not listen within two minutes; the message has its log.
+    """
+    with log.open("wb") as output:
+        process = psutil.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT)
+
+    def listens() -> bool:
+        if process.poll() is not None:
+            raise TimeoutError(f"{command[1]} ended. {log.read_text()[-2000:]}")
+        return is_answered(port)
+
+    try:
+        wait_until(listens, 120, lambda: log.read_text()[-2000:])
+        yield process
+    finally:
+        _kill([*process.children(recursive=True), process])
+
+
+def _start_nodes(ports: list[int], attempts: int = 4) -> tuple[Any, list[Any]]:
+    """Ray gives its processes half a minute to start. On a busy machine this is too little: then again."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    nodes: list[Any] = []
+    common: dict[str, Any] = {"num_cpus": 8, "object_store_memory": 10**8, "include_log_monitor": False}
+    try:
+        for port in ports:  # on one machine each HAProxy needs ports of its own
+            names = ("WORKER_PROXY_HTTP", "HAPROXY_METRICS", "HAPROXY_STATS")
+            numbers = (port, *free_ports(2))
+            variables = {f"RAY_SERVE_{name}_PORT": str(n) for name, n in zip(names, numbers, strict=True)}
+            head: dict[str, Any] = {} if nodes else {"include_dashboard": False, "no_monitor": True}
+            nodes.append(cluster.add_node(**common, **head, env_vars=variables))
+    except Exception:
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+        if attempts == 1:
+            raise
+        return _start_nodes(ports, attempts - 1)
+    return cluster, nodes
+
+
+def _end_orphans() -> None:
+    """Ends this course's HAProxy processes whose Ray was killed: they outlive it."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            ours = "haproxy" in process.name() and str(CONFIG.parent) in " ".join(process.cmdline())
+            if ours and not process.parents()[0].name().startswith("ray::"):
+                _kill([process])
+
+
+def _named(part: str) -> list[psutil.Process]:
+    return [process for process in psutil.Process().children(recursive=True) if part in process.name()]
+
+
+def _listens(process: psutil.Process) -> set[int]:
+    return {c.laddr.port for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
