@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What needs minutes and more than this machine alone has a command of its own."""
     if config.getoption("-m"):
         return
-    reasons = {
+    reasons: dict[str, Callable[[], str]] = {
         "resolve": lambda: "`make resolve` runs these: they ask the package index",
         "container": _no_containers,
         "cluster": lambda: "`make cluster` runs these: several hosts, and updates under load",
