@@ -101,9 +101,12 @@ def litserve(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
 
 
 def ray_serve(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
-    """Ray Serve: a replica of one thread for each core, batches of 32 gathered for 10 ms."""
+    """Ray Serve, HAProxy: a replica of one thread for each core, batches of 32 gathered for 10 ms."""
     port = free_port()
-    return _program([sys.executable, HERE / "ray_app.py", model_dir, port, CORES], port, work)
+    command = [sys.executable, HERE / "ray_app.py", model_dir, port, CORES]
+    variables = dict.fromkeys(("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"), "1")
+    variables["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"  # stops at once, not after 30 s
+    return _program(command, port, work, **variables)
 
 
 def bentoml(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
@@ -142,8 +145,9 @@ def _program(
             time.sleep(0.2)
         yield Running(url, process.pid, body=body)
     finally:
-        everything = [*process.children(recursive=True), process]
-        process.terminate()
+        everything = [*process.children(recursive=True), process] if process.is_running() else []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
         psutil.wait_procs(everything, timeout=20)
         for one in everything:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import logging
 import os
 import secrets
@@ -24,8 +26,11 @@ from tutorial_lib import InferenceClient, load_test
 CONFIG = Path(__file__).resolve().parents[2] / "build" / "haproxy" / "haproxy.cfg"
 
 
+@functools.cache
 def environment() -> dict[str, str]:
     """Variables for a cluster that lives as long as a chapter. Ray reads them when it is imported.
+
+    They stay the same within a process, so that the chapter can run again in its kernel.
 
     >>> len(environment()["RAY_AUTH_TOKEN"])
     64
@@ -37,7 +42,7 @@ def environment() -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 are too few on a busy machine
         # A stopped replica stays reachable this long, for load balancers that Ray does not know. HAProxy
         # learns of it at once, so that 30 seconds would only be waiting.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(CONFIG),
         "RAY_health_check_initial_delay_ms": "0",
@@ -64,6 +69,7 @@ class Hosts:
         from ray import serve
 
         _end_orphans()
+        atexit.register(lambda: _kill(_named("haproxy")))  # HAProxy would outlive a kernel that ends early
         logging.getLogger("ray").setLevel("ERROR")
         logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.ERROR)
         ports = free_ports(count)
@@ -162,13 +168,12 @@ def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress:
 
 def _cpu_seconds(names: Sequence[str]) -> list[float]:
     """The CPU time of this notebook's processes, by a part of their name, and that of the whole machine."""
-    me = psutil.Process()
-    running = []
-    for process in [me, *me.children(recursive=True)]:
+    parts = [0.0] * len(names)
+    for process in [psutil.Process(), *_named("")]:
         with suppress(psutil.NoSuchProcess):
-            running.append((process.name(), sum(process.cpu_times()[:2])))
+            name, spent = process.name(), sum(process.cpu_times()[:2])
+            parts = [part + spent * (own in name) for part, own in zip(parts, names, strict=True)]
     machine = psutil.cpu_times()
-    parts = [sum(spent for name, spent in running if part in name) for part in names]
     return [*parts, sum(machine) - machine.idle - machine.iowait]
 
 
@@ -239,7 +244,8 @@ def program(command: Sequence[object], port: int, log: Path) -> Iterator[psutil.
         wait_until(listens, 120, lambda: log.read_text()[-2000:])
         yield process
     finally:
-        _kill([*process.children(recursive=True), process])
+        if process.is_running():
+            _kill([*process.children(recursive=True), process])
 
 
 def _start_nodes(ports: list[int], attempts: int = 4) -> tuple[Any, list[Any]]:
@@ -274,7 +280,12 @@ def _end_orphans() -> None:
 
 
 def _named(part: str) -> list[psutil.Process]:
-    return [process for process in psutil.Process().children(recursive=True) if part in process.name()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if part in process.name():
+                found.append(process)
+    return found
 
 
 def _listens(process: psutil.Process) -> set[int]:

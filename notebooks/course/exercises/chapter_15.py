@@ -6,7 +6,7 @@ EXERCISES = {
             [s for s in (0, 200, 400, 404, 413, 500, 502, 503, 504) if answer(s) is True]
             == [0, 500, 502, 503, 504]
         ),
-        "what the client did wrong stays wrong; what the server lost may be there the next time",
+        "a wrong request stays wrong; a failure of the server, or no answer, may pass",
         """def answer(status):
     return status in (0, 500, 502, 503, 504)""",
     ),
