@@ -17,7 +17,7 @@ from tutorial_lib import ArchiveError
 ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
 
 from tutorial_lib.ray_app import build_app  # noqa: E402
-from tutorial_lib.ray_app.settings import read_model, replica_bounds  # noqa: E402
+from tutorial_lib.ray_app.settings import FAST_INGRESS, read_model, replica_bounds, warn_about_gpus  # noqa: E402
 
 HANDLER = "def handle(data, context):\n    return data\n"
 Pack = Callable[..., Path]
@@ -86,8 +86,20 @@ def test_gpus_that_are_unused_or_missing_are_a_warning(
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": in_cluster} if in_cluster else {})
     with warnings.catch_warnings(record=True) as caught:
-        build_app(pack(config), num_gpus=num_gpus)
+        warn_about_gpus(read_model(pack(config), "my_model"), num_gpus)
     assert (sentence is None and not caught) or re.search(str(sentence), str(caught[0].message))
+
+
+@pytest.mark.parametrize("missing", [["RAY_SERVE_ENABLE_HA_PROXY"], [*FAST_INGRESS], []])
+def test_a_cluster_without_the_fast_ingress_is_a_warning_that_names_the_variables(
+    missing: list[str], pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in missing:
+        monkeypatch.delenv(name)
+    with warnings.catch_warnings(record=True) as caught:
+        build_app(pack(""))
+    named = [name for name in FAST_INGRESS if caught and f"{name}=1" in str(caught[0].message)]
+    assert named == missing and len(caught) == bool(missing)
 
 
 def test_the_envelope_is_the_model_configs(pack: Pack) -> None:

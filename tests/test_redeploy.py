@@ -69,8 +69,7 @@ def weights(server: TorchServe) -> Path:
 
 
 def test_an_edit_answers_and_the_weights_are_not_copied(running: TorchServe, tmp_path: Path) -> None:
-    label = "answers.append([label.upper() for label, _ in own])"
-    file = edited(tmp_path, "answers.append([label for label, _ in own])", label)
+    file = edited(tmp_path, 'else best["label"]', 'else best["label"].upper()')
     inode = weights(running).stat().st_ino
     running.management.scale("my_model", min_worker=2)
     assert running.redeploy("my_model", handler=file) == "1.1"
