@@ -75,13 +75,13 @@ def test_a_run_leaves_notebooks_a_book_and_the_predictions(tmp_path: Path) -> No
     assert executed.cells[1].outputs[0].text == "Positive 0.99\n"
 
 
-@pytest.mark.parametrize("link", ["01_next.ipynb", "../deploy/no_such_file"])
-def test_a_dead_link_is_reported_and_the_book_is_there(tmp_path: Path, link: str) -> None:
-    chapters = tmp_path / "chapters"
-    write(chapters, "00_look", ("", "1"), title=f"Look\n\n[next]({link})")
+def test_dead_links_are_reported_and_the_book_is_there(tmp_path: Path) -> None:
+    chapters, links = tmp_path / "chapters", "[next](01_next.ipynb), [file](../deploy/no_such_file)"
+    write(chapters, "00_look", ("", "1"), title=f"Look\n\n{links}")
     dead = run(chapters)
-    assert dead.returncode == 1 and link.removeprefix("../") in dead.stderr
-    assert "Traceback" not in dead.stderr and (tmp_path / "build/book/00_look.html").exists()
+    assert dead.returncode == 1 and "Traceback" not in dead.stderr
+    assert "01_next.ipynb" in dead.stderr and "deploy/no_such_file" in dead.stderr
+    assert (tmp_path / "build/book/00_look.html").exists()
     assert run(chapters, "00").returncode == 0  # the next chapter was not asked for
 
 
