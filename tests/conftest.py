@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,11 @@ def eventually(true: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Below the ports of outgoing connections, so that none takes it before its server does."""
+    for port in random.sample(range(20_000, 32_000), 1_000):
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise OSError("no port is free")
 
 
 @pytest.fixture(scope="session", autouse=True)
