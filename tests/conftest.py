@@ -48,7 +48,7 @@ def eventually(true: Callable[[], Any], seconds: float = 60) -> Any:
 
 def free_port() -> int:
     """Below the ports of outgoing connections, so that none takes it before its server does."""
-    for port in random.sample(range(20_000, 32_000), 1_000):
+    for port in random.sample(range(20_000, 30_000), 1_000):
         with suppress(OSError), socket.create_server(("", port)):
             return port
     raise OSError("no port is free")

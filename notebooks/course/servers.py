@@ -29,12 +29,12 @@ def free_ports(count: int) -> list[int]:
     5
     """
     found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1_000):
+    for port in random.sample(range(20_000, 30_000), 1_000):
         with suppress(OSError), socket.create_server(("", port)):
             found.append(port)
         if len(found) == count:
             return found
-    raise OSError(f"There are no {count} free ports from 20000 to 32000.")
+    raise OSError(f"There are no {count} free ports from 20000 to 30000.")
 
 
 def free_port() -> int:
