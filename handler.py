@@ -88,7 +88,6 @@ class ModelHandler(BaseHandler):
         self.max_tokens = self._max_tokens()
         # Not the tokenizer's: RoBERTa counts positions, and GPT-2 finds a text's end, by the config's.
         self.padding = self.config.pad_token_id
-        self.slots = 0
         logger.info("Successfully loaded tokenizer")
         self.mapping = self._load_labels(model_dir)
         self._check_model()
@@ -97,13 +96,7 @@ class ModelHandler(BaseHandler):
     def _problem_type(self):
         """What the logits mean. Where the config does not say, one label is a number, as in transformers."""
         by_labels = "regression" if self.config.num_labels == 1 else "single_label_classification"
-        problem_type = self.config.problem_type or by_labels
-        if problem_type == "single_label_classification" and self.config.num_labels == 1:
-            raise RuntimeError(
-                "config.json has one label and problem_type single_label_classification, so every score "
-                "would be 1. Set problem_type to regression or multi_label_classification"
-            )
-        return problem_type
+        return self.config.problem_type or by_labels
 
     def _max_tokens(self):
         """How many tokens a text may have: what both the tokenizer and the model's positions allow.
@@ -306,6 +299,7 @@ class ModelHandler(BaseHandler):
         with torch.inference_mode():
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
+                self.slots += len(rows) * len(ids[rows[-1]])  # the last one is the longest
                 scores[rows] = SCORES[self.problem_type](self._logits([ids[i] for i in rows])).cpu()
         logger.info("Predictions successfully created")
         return scores
@@ -313,7 +307,6 @@ class ModelHandler(BaseHandler):
     def _logits(self, rows):
         """The logits of a few texts. Where one of them can't be computed, the others still are."""
         padded, mask = self._pad(rows)
-        self.slots += padded.numel()  # for _report_metrics
         try:
             return self.forward(padded, mask)
         except Exception:  # T5, for one, wants as many end tokens in each row, and a text may contain them
