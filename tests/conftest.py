@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from course.servers import free_ports
 
 from tutorial_lib import EngineNotFound, TorchServe, build_archive, export_model, find_engine
 
@@ -46,14 +44,6 @@ def eventually(true: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def free_port() -> int:
-    """Below the ports of outgoing connections, so that none takes it before its server does."""
-    for port in random.sample(range(20_000, 30_000), 1_000):
-        with suppress(OSError), socket.create_server(("", port)):
-            return port
-    raise OSError("no port is free")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_temp() -> Iterator[None]:
     """A temporary folder of this run's own: what is left in it was left by these tests."""
@@ -75,7 +65,13 @@ os.environ.update(
     RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",  # else 5, and a proxy that is later is killed
     RAY_SERVE_ENABLE_HA_PROXY="1",
     RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
+    RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",  # else a stopped replica stays for 30 s
 )
+# Else all HAProxies of a machine want the same ones.
+for name, port in zip(
+    ("FALLBACK_PROXY_HTTP", "HAPROXY_METRICS", "HAPROXY_STATS"), free_ports(3), strict=True
+):
+    os.environ[f"RAY_SERVE_{name}_PORT"] = str(port)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -116,6 +112,14 @@ def mar(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config_file=ROOT / "model-config.yaml",
         export_path=tmp_path_factory.mktemp("store"),
     )
+
+
+@pytest.fixture(scope="session")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive whose handler needs no model, and so starts sooner; it answers "ok" to each request."""
+    folder = tmp_path_factory.mktemp("echo")
+    (folder / "echo.py").write_text("def handle(data, context):\n    return data and ['ok'] * len(data)\n")
+    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from course.servers import free_port
 
-from tests.conftest import ROOT, eventually, free_port
+from tests.conftest import ROOT, eventually
 from tutorial_lib import (
     ApiError,
     Container,

@@ -8,15 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "notebooks"))
 import course
+import pytest
 from course.logs import batches, batches_given
 from course.servers import free_ports, is_answered, write_config
 from course.texts import sample_tweets
+
+from tests.conftest import ROOT
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:

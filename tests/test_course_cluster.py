@@ -12,12 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from tests.conftest import ROOT, free_port, gone
-from tutorial_lib import ApiError
-
-sys.path.insert(0, str(ROOT / "notebooks"))
 from course import cluster
+from course.servers import free_port
+
+from tests.conftest import gone
+from tutorial_lib import ApiError
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Any
 
 import pytest
+from course import exercises
 
 from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "notebooks"))
-from course import exercises
 
 NUMBERS = [
     number

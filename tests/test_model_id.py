@@ -13,18 +13,15 @@ from typing import Any
 
 import nbformat
 import pytest
+from chapters import past_runs
+from course import label_map
+from run import absolute
 
 from tests.conftest import ROOT
 from tests.models import tiny_model
 from tests.test_book import outputs, write
 from tests.test_book import run as run_course
 from tutorial_lib import ExportError, export_onnx
-
-sys.path.insert(0, str(ROOT / "notebooks"))
-sys.path.insert(0, str(ROOT / "book"))
-from chapters import past_runs
-from course import label_map
-from run import absolute
 
 COURSE_MAP = ROOT / "index_to_name.json"
 MOODS = {0: "NEG", 1: "NEU", 2: "POS"}

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from course.servers import free_port
 
-from tests.conftest import ROOT, eventually, free_port
+from tests.conftest import ROOT, eventually
 from tutorial_lib import ApiError, TorchServe
 from tutorial_lib.export import EMBEDDED
 

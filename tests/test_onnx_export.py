@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from course.texts import sample_tweets
 
 from tests.conftest import ROOT
 from tutorial_lib import export_onnx
 from tutorial_lib.testing import HandlerAnswer, run_handler
-
-sys.path.insert(0, str(ROOT / "notebooks"))
-from course.texts import sample_tweets
 
 TEXTS = [tweet.text for tweet in sample_tweets(60)]
 

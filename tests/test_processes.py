@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import below, eventually, folders, gone
-from tutorial_lib import TorchServe, build_archive
+from tutorial_lib import TorchServe
 from tutorial_lib.processes import end_processes, new_folder, owner_lives, processes_of, reap_orphans
 
 # A script in the background of a shell ignores SIGINT, and so would the child: it sets what a terminal sets.
@@ -22,13 +22,6 @@ CHILD = (
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "server = TorchServe(models={'m': sys.argv[1]}).start(); print(server.pid, flush=True); input()\n"
 )
-
-
-@pytest.fixture(scope="module")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("echo")
-    (folder / "echo.py").write_text("def handle(data, context):\n    return data and ['ok'] * len(data)\n")
-    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
 
 
 def start_owner(archive: Path, end: str = "") -> subprocess.Popen[str]:

@@ -19,9 +19,10 @@ import psutil
 import pytest
 import requests
 import yaml
+from course.servers import free_port
 
 from tests import handlers
-from tests.conftest import ROOT, eventually, free_port
+from tests.conftest import ROOT, eventually
 from tutorial_lib import ApiError, InferenceClient, ManagementClient, MetricsClient, TorchServe
 
 ray = pytest.importorskip("ray", reason="pip install '.[ray]'")

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 import requests
-import trustme
 
+from tests.certificates import write_certificate
 from tests.conftest import eventually, folders
 from tutorial_lib import (
     ApiError,
@@ -134,12 +134,7 @@ def test_every_model_must_be_accounted_for(echo: Path) -> None:
 def strict(echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """https with a certificate of a new authority, and tokens that live for 6 seconds."""
     folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA(key_type=trustme.KeyType.RSA)
-    certificate = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.RSA)
-    certificate.private_key_pem.write_to_path(folder / "key.pem")
-    for blob in (*certificate.cert_chain_pems, authority.cert_pem):
-        blob.write_to_path(folder / "certificate.pem", append=True)
-    files = {"private_key_file": folder / "key.pem", "certificate_file": folder / "certificate.pem"}
+    files = write_certificate(folder, "127.0.0.1")
     with TorchServe(
         models={"m": echo}, model_api=True, config={**files, "token_expiration_min": 0.1}
     ) as server:

@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
+from course.servers import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT, free_port
-from tutorial_lib import ApiError, PortInUse, TorchServe, TutorialError, build_archive
+from tests.certificates import write_certificate
+from tests.conftest import ROOT
+from tutorial_lib import ApiError, PortInUse, TorchServe, TutorialError
 from tutorial_lib.server_config import ServerConfig, to_properties
-
-
-@pytest.fixture(scope="module")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("echo")
-    (folder / "echo.py").write_text("def handle(data, context):\n    return data and ['ok'] * len(data)\n")
-    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
 
 
 def read_properties(text: str) -> dict[str, str]:
@@ -108,12 +102,7 @@ def test_config_wins_over_arguments(echo: Path) -> None:
 
 
 def test_a_certificate_for_another_host_is_told_at_once(echo: Path, tmp_path: Path) -> None:
-    authority = trustme.CA(key_type=trustme.KeyType.RSA)
-    certificate = authority.issue_cert("another.example", key_type=trustme.KeyType.RSA)
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    for blob in (*certificate.cert_chain_pems, authority.cert_pem):
-        blob.write_to_path(tmp_path / "certificate.pem", append=True)
-    files = {"private_key_file": tmp_path / "key.pem", "certificate_file": tmp_path / "certificate.pem"}
+    files = write_certificate(tmp_path, "another.example")
     with pytest.raises(TutorialError, match=r"don't trust its certificate: .* made for the host of"):
         TorchServe(models={"m": echo}, config=files, startup_timeout=100).start()
 

@@ -36,13 +36,6 @@ from tutorial_lib import (
 HANDLER = ROOT / "handler.py"
 
 
-@pytest.fixture(scope="module")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("echo")
-    (folder / "echo.py").write_text("def handle(data, context):\n    return data and ['ok'] * len(data)\n")
-    return build_archive("echo", handler=folder / "echo.py", export_path=folder / "store")
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -195,15 +188,16 @@ def test_arguments_of_a_load_test(options: dict[str, Any], sentence: str) -> Non
 # What TorchServe's log says further up
 
 
+def pack_again(echo: Path, name: str, folder: Path, **files: Any) -> Path:
+    """Another archive of that handler."""
+    handler = echo.parent.parent / "echo.py"
+    return build_archive(name, handler=handler, export_path=folder / "store", **files)
+
+
 def test_the_reason_of_pip_is_quoted(echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     (tmp_path / "requirements.txt").write_text("no-such-package-of-anyone==1.0")
-    mar = build_archive(
-        "missing",
-        handler=echo.parent.parent / "echo.py",
-        requirements_file=tmp_path / "requirements.txt",
-        export_path=tmp_path / "store",
-    )
+    mar = pack_again(echo, "missing", tmp_path, requirements_file=tmp_path / "requirements.txt")
     reason = r"refused the archive missing\.mar: (?s:.*)No matching distribution found for no-such-package"
     with pytest.raises(ArchiveError, match=reason):
         TorchServe(models={"m": mar}, config={"install_py_dep_per_model": True}).start()
@@ -212,12 +206,7 @@ def test_the_reason_of_pip_is_quoted(echo: Path, tmp_path: Path, monkeypatch: py
 def test_a_worker_that_torchserve_can_not_start_is_told_at_once(echo: Path, tmp_path: Path) -> None:
     """Several processes to a worker need the section torchrun, which this config file lacks."""
     (tmp_path / "model.yaml").write_text("parallelType: pp\nparallelLevel: 2\ndeviceType: gpu\n")
-    mar = build_archive(
-        "parallel",
-        handler=echo.parent.parent / "echo.py",
-        config_file=tmp_path / "model.yaml",
-        export_path=tmp_path / "store",
-    )
+    mar = pack_again(echo, "parallel", tmp_path, config_file=tmp_path / "model.yaml")
     with pytest.raises(WorkerFailed, match=r'check the settings .*config_file(?s:.*)"torchRun" is null'):
         TorchServe(models={"m": mar}).start()
 

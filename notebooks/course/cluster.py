@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from course import ROOT
 from course.servers import free_port, free_ports, is_answered
 from course.waiting import wait_until
 from tutorial_lib import InferenceClient, load_test
 
 # HAProxy's configuration: its path tells this course's HAProxy processes from others.
-CONFIG = Path(__file__).resolve().parents[2] / "build" / "haproxy" / "haproxy.cfg"
+CONFIG = ROOT / "build" / "haproxy" / "haproxy.cfg"
 
 
 @functools.cache

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from tutorial_lib.archive_inputs import read_labels
+from tutorial_lib.course_files import course_file
 
-COURSE_MAP = Path(__file__).resolve().parents[2] / "index_to_name.json"
+COURSE_MAP = course_file("index_to_name.json")
 
 
 def label_map(model_dir: Path) -> Path:
