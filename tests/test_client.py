@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any, NamedTuple
 
 import pytest
@@ -512,6 +512,26 @@ def test_an_expired_token_is_renewed_once_with_the_api_key(tmp_path: Path, fake:
     assert InferenceClient(fake.address, token=key_file).ping() == {"status": "Healthy"}
     assert [call.authorization for call in fake.seen] == ["Bearer i-old", "Bearer api", "Bearer i-old"]
     assert fake.seen[1].path == "/token?type=inference"
+
+
+def test_a_token_that_another_process_renewed_is_taken_from_the_file(
+    tmp_path: Path, fake: FakeServer
+) -> None:
+    """One more renewal would make the other process's token invalid."""
+    path = keys(tmp_path / "key_file.json")
+    key_file = KeyFile(path, fake.address)
+    keys(path, "new")
+    assert key_file.renew("inference", expired="i-old") == "i-new"
+    assert fake.seen == []
+
+
+def test_a_key_file_that_is_being_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "key_file.json"
+    path.write_text("")
+    writer = Timer(0.2, keys, [path])
+    writer.start()
+    assert KeyFile(path, "http://127.0.0.1:9").token("inference") == "i-old"
+    writer.join()
 
 
 def test_a_token_that_stays_refused_is_said_and_not_asked_for_ever(tmp_path: Path, fake: FakeServer) -> None:

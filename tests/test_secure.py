@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,20 @@ def test_an_expired_token_is_refused_and_the_client_renews_its_own(strict: Torch
     assert strict.inference.predict("m", b"hi") == "hi"
     assert strict.token("inference") != old
     assert strict.management.list_models() != []  # as does the other kind
+
+
+def test_threads_share_one_token_while_it_expires_again_and_again(strict: TorchServe) -> None:
+    """The server writes the key file in place, and a new access token makes the last one invalid."""
+    end = time.monotonic() + 13  # two expiries
+
+    def keep_asking(_: int) -> int:
+        calls = 0
+        while time.monotonic() < end:
+            calls += strict.inference.ping()["status"] == "Healthy" and bool(strict.management.list_models())
+        return calls
+
+    with ThreadPoolExecutor(8) as threads:
+        assert min(threads.map(keep_asking, range(8))) > 0
 
 
 def test_no_address_is_allowed_and_the_sentence_says_how(strict: TorchServe) -> None:

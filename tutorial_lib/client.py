@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -158,6 +159,9 @@ class Answer:
         return decode(self.content, self.headers.get("Content-Type"))
 
 
+_RENEWING = threading.Lock()  # of the module, since a key file may be copied to other processes
+
+
 @dataclass
 class KeyFile:
     """The access tokens of a running server, read from the key file that it wrote.
@@ -188,8 +192,21 @@ class KeyFile:
         """
         return self._key(kind)
 
+    def renew(self, kind: TokenType, expired: str) -> str:
+        """A token to use in place of an expired one.
+
+        Another thread or process may have asked for a new one already. One more request would then make
+        that one invalid, so the new token is only read.
+
+        Raises:
+            ApiError: as `refresh`.
+        """
+        with _RENEWING:
+            token = self.token(kind)
+            return self.refresh(kind) if token == expired else token
+
     def refresh(self, kind: TokenType) -> str:
-        """Asks the server for a new token, and reads it.
+        """Asks the server for a new token, and reads it; the old one is then invalid.
 
         Raises:
             ApiError: the server refused the API key, or does not answer.
@@ -209,11 +226,22 @@ class KeyFile:
 
     def _key(self, kind: str) -> str:
         try:
-            return str(json.loads(self.path.read_text(encoding="utf-8"))[kind]["key"])
+            return str(self._keys()[kind]["key"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ApiError(
                 0, "NoKeyFile", f"{self.path.name} can't be read ({error!r}); the server writes it."
             ) from error
+
+    def _keys(self) -> Any:
+        """What the key file holds. The server writes the file in place, so for a moment it is not whole."""
+        deadline = time.monotonic() + 2
+        while True:
+            try:
+                return json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
 
 class _AccessToken(AuthBase):
@@ -300,7 +328,7 @@ class _Client:
     def _request(
         self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any
     ) -> requests.Response:
-        """One call; where the token turns out to be expired, a new one is fetched, once."""
+        """One call; where the access token turns out to be expired, the call is made again with a new one."""
         connect, answer = self._timeout
         kwargs["timeout"] = (connect, answer if timeout is None else _check_seconds(timeout))
         kwargs["verify"] = self._verify
@@ -310,12 +338,17 @@ class _Client:
 
         if self._key_file is None:
             return send(self._auth)
-        try:
-            return send(_AccessToken(self._key_file.token(self._token_type)))
-        except ApiError as error:
-            if error.kind != "InvalidKeyException":
-                raise
-        return send(_AccessToken(self._key_file.refresh(self._token_type)))
+        token = self._key_file.token(self._token_type)
+        for _ in range(3):  # another process may renew the token between two steps of this one
+            try:
+                return send(_AccessToken(token))
+            except ApiError as error:
+                if error.kind != "InvalidKeyException":
+                    raise
+            expired, token = token, self._key_file.renew(self._token_type, expired=token)
+            if token == expired:
+                break
+        return send(_AccessToken(token))
 
     def close(self) -> None:
         """Closes the connections; the next call opens a new one."""
