@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("chapters", nargs="*", help="numbers, as 00 05 (default: all)")
     parser.add_argument("--model-id", help="the model of every chapter: a name on the hub or a folder")
     parser.add_argument("--in-place", action="store_true", help="refresh the notebooks' own outputs")
+    parser.add_argument("--no-book", action="store_true", help="only run the chapters")
     parser.add_argument(
         "--no-reference", action="store_true", help="leave the library reference out of the book"
     )
@@ -69,7 +70,7 @@ def run_course(args: argparse.Namespace) -> int:
         answers = predictions(notebook) or answers
         if args.in_place:
             save_outputs(notebook, chapter)
-    book = args.in_place or report_book(executed, args, failures)
+    book = args.in_place or args.no_book or report_book(executed, args, failures)
     if answers and not args.in_place:
         print(f"\nThe served model's answers:\n{answers}")
     if failures:
