@@ -2,8 +2,8 @@
 
 Chapters work in the course's folder, with the programs of this Python's environment (torchserve,
 torch-model-archiver) on PATH. What only chapters share is in this package, each thing once: a raw server and
-free ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), exercises,
-sample tweets (`texts`).
+free ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), folders and the
+course's archive (`files`), cells that can run again (`reruns`), exercises, sample tweets (`texts`).
 
 With COURSE_QUICK=1 in the environment measurements are short: `make test` sets it. What a chapter asserts
 stays the same.
@@ -13,14 +13,31 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
+from course.files import course_archive, new_folder, sample_request
 from course.labels import label_map
 from course.measuring import measured, quick, seconds, times
+from course.reruns import forget, watch_cells
 from course.waiting import wait_until
 
-__all__ = ["ROOT", "label_map", "measured", "quick", "seconds", "times", "wait_until", "without_root"]
+__all__ = [
+    "ROOT",
+    "course_archive",
+    "forget",
+    "label_map",
+    "measured",
+    "new_folder",
+    "quick",
+    "sample_request",
+    "seconds",
+    "times",
+    "wait_until",
+    "without_ports",
+    "without_root",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +51,7 @@ def set_up() -> None:
     # A download shows its progress bar; loading weights for a second does not.
     os.environ.setdefault("TQDM_DELAY", "5")
     logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # "OpenVINO is not enabled"
+    watch_cells()
 
 
 def without_root(text: object) -> str:
@@ -43,6 +61,15 @@ def without_root(text: object) -> str:
     'in build'
     """
     return str(text).replace(f"{ROOT}{os.sep}", "")
+
+
+def without_ports(text: object) -> str:
+    """Text without the numbers of loopback's ports, which differ from run to run.
+
+    >>> without_ports("http://127.0.0.1:8080/ping")
+    'http://127.0.0.1:…/ping'
+    """
+    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:…", str(text))
 
 
 if "ipykernel" in sys.modules:  # tests import this package too, and keep their folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 
 from course.waiting import wait_until
 from tutorial_lib import find_java
@@ -63,6 +65,47 @@ def write_config(folder: Path) -> dict[str, str]:
     lines += [f"grpc_inference_port={ports[3]}", f"grpc_management_port={ports[4]}"]
     (folder / "config.properties").write_text("\n".join(lines) + "\n")
     return addresses
+
+
+def set_up_shell(folder: Path) -> dict[str, str]:
+    """Prepares a TorchServe that shell cells start and stop by hand in a folder.
+
+    It writes config.properties, and sets the variables that the cells use: INFERENCE and MANAGEMENT (the
+    addresses), JAVA_HOME, and SHORT_TMP, a temporary folder for this server, with a short path, since a
+    socket's has 107 characters at most. SHORT_TMP stays the same in a notebook, so that a cell that runs
+    again finds the server that it started before.
+
+    Returns:
+        The addresses by name: inference, management and metrics.
+    """
+    addresses = write_config(folder)
+    os.environ["INFERENCE"], os.environ["MANAGEMENT"] = addresses["inference"], addresses["management"]
+    os.environ["JAVA_HOME"] = str(find_java().home)
+    if "SHORT_TMP" not in os.environ:
+        os.environ["SHORT_TMP"] = tempfile.mkdtemp()
+    return addresses
+
+
+def wait_until_healthy(folder: Path, address: str) -> dict[str, str]:
+    """Asks a server's health check, with the access token in its folder, until it answers.
+
+    Returns:
+        The answer.
+
+    Raises:
+        TimeoutError: it did not answer within a minute; the message has the folder's start.log.
+    """
+
+    def ping() -> dict[str, str] | None:
+        try:
+            token = json.loads((folder / "key_file.json").read_text())["inference"]["key"]
+            bearer = {"Authorization": f"Bearer {token}"}
+            answer: dict[str, str] = requests.get(f"{address}/ping", headers=bearer, timeout=5).json()
+        except (OSError, ValueError):
+            return None  # not yet
+        return answer
+
+    return wait_until(ping, 60, (folder / "start.log").read_text) or {}
 
 
 @contextmanager

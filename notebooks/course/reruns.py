@@ -1,0 +1,47 @@
+"""Cells that can be run again: what their earlier run started or registered goes first."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from tutorial_lib import ApiError
+from tutorial_lib.model_server import ModelServer
+
+
+def forget(server: ModelServer, model: str) -> None:
+    """Unregisters a model if it is registered, so that a cell can register it again."""
+    try:
+        server.management.unregister(model)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+
+
+def stop_replaced(code: str, variables: Mapping[str, Any]) -> None:
+    """Ends the servers whose variables the code assigns anew: nobody could end them later.
+
+    Args:
+        code: a cell, as plain Python. One with a syntax error changes nothing.
+        variables: the notebook's.
+    """
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return
+    targets = [target for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets]
+    for target in targets:
+        if isinstance(target, ast.Name) and isinstance(server := variables.get(target.id), ModelServer):
+            server.__exit__(None, None, None)
+
+
+def watch_cells() -> None:
+    """Has `stop_replaced` called before each cell of this notebook."""
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    if shell is not None:
+        shell.events.register(
+            "pre_run_cell", lambda cell: stop_replaced(shell.transform_cell(cell.raw_cell), shell.user_ns)
+        )
