@@ -70,6 +70,8 @@ def build_book(
     for failure in failures:
         page = _failed_page(failure, executed / f"{failure.chapter}.ipynb")
         _write_page(pages / f"{failure.chapter}.ipynb", page)
+    if any(pages.glob("07_*.ipynb")):
+        (pages / "my_own_model.md").write_text(_own_model_page(), encoding="utf-8")
     if reference:
         write_reference(pages / "reference")
         with (pages / "index.md").open("a", encoding="utf-8") as index:
@@ -77,8 +79,12 @@ def build_book(
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "-c", str(ROOT / "book")]
     command += ["-d", str(build / "doctrees"), str(pages), str(book)]
     if not whole:
-        command += ["-D", "suppress_warnings=mystnb.unknown_mime_type,myst.xref_missing"]
+        command += ["-D", "suppress_warnings=mystnb.unknown_mime_type,toc.empty_glob,myst.xref_missing"]
     run = subprocess.run(command, capture_output=True, text=True)
+    for chapter in executed.glob("[0-9][0-9]_*.ipynb"):
+        # A page's download is the notebook whose links work in the notebooks' folder.
+        if (book / "_sources" / chapter.name).exists():
+            shutil.copy(chapter, book / "_sources")
     if run.returncode:
         raise BookFailed(f"Sphinx found faults in the book:\n{run.stderr}")
     return book / "index.html"
@@ -90,6 +96,13 @@ def _write_page(page: Path, notebook: str) -> None:
         if (ROOT / path).is_file():  # else Sphinx names the link
             _copy_into(page.parent, path)
     page.write_text(notebook.replace("](../", "]("), encoding="utf-8")
+
+
+def _own_model_page() -> str:
+    """README's section for readers who bring a model; it links to chapter 07, so it needs that chapter."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("\n## I have my own model")[2].partition("\n## ")[0]
+    return f"# I have my own model{section}".replace("](notebooks/", "](")
 
 
 def _copy_into(pages: Path, path: str) -> None:
