@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import display
+from IPython.display import HTML, display
 
 
 def every(pause: float, seconds: float) -> Iterator[float]:
@@ -59,4 +60,38 @@ def stacked_shares(table: pd.DataFrame, colors: Any) -> None:
     axis.invert_yaxis()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axis.xaxis.set_major_formatter("{x:.0%}")
+    plt.show()
+
+
+def highlighted(rows: Iterable[tuple[str, Sequence[tuple[str, float]]]]) -> HTML:
+    """A table of texts whose words are green or red, the stronger the larger their share is.
+
+    Args:
+        rows: a label, and words with their shares: green where the share is above 0.
+    """
+    cells = "".join(
+        f"<tr><th>{html.escape(label)}</th><td style='text-align: left'>{_colored(words)}</td></tr>"
+        for label, words in rows
+    )
+    return HTML(f"<table style='line-height: 2'>{cells}</table>")  # type: ignore[no-untyped-call]
+
+
+def _colored(words: Sequence[tuple[str, float]]) -> str:
+    strongest = max(abs(share) for _, share in words)
+    return "".join(
+        f"<span title='{share:+.2f}' style='padding: 3px 5px; border-radius: 4px; margin: 1px; background:"
+        f" rgba({'40, 160, 70' if share > 0 else '220, 50, 50'}, {abs(share) / strongest:.2f})'>"
+        f"{html.escape(word)}</span>"
+        for word, share in words
+    )
+
+
+def steps(curves: Mapping[str, Sequence[tuple[float, float]]], **labels: str) -> None:
+    """A curve of steps for each name, from points; `labels` are those of the plot (xlabel, ylabel, title)."""
+    figure, axis = plt.subplots(figsize=(7, 2.8))
+    for name, points in curves.items():
+        axis.step(*zip(*points, strict=True), where="post", label=name)
+    axis.set(**labels)
+    axis.legend()
+    figure.tight_layout()
     plt.show()
