@@ -11,10 +11,12 @@ from pathlib import Path
 import course
 import pytest
 from course.logs import batches, batches_given
+from course.reruns import forget, stop_replaced
 from course.servers import free_ports, is_answered, write_config
 from course.texts import sample_tweets
 
 from tests.conftest import ROOT
+from tutorial_lib import TorchServe
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:
@@ -102,3 +104,18 @@ def test_tweets_are_the_same_for_a_seed_and_differ_from_each_other() -> None:
     assert tweets == sample_tweets(500) != sample_tweets(500, seed=1)
     assert len({tweet.text for tweet in tweets}) == 500
     assert {tweet.label for tweet in tweets} == {"Negative", "Neutral", "Positive"}
+
+
+def test_a_cell_that_starts_a_server_anew_ends_the_first_one(echo: Path) -> None:
+    first = TorchServe(models={"echo": echo}, model_api=True).start()
+    try:
+        for code in ("other = 1", "print(server)", "server = ", "def f():\n    return 1"):
+            stop_replaced(code, {"server": first})
+        forget(first, "echo")
+        forget(first, "echo")  # and where it is not registered
+        assert first.inference.ping() == {"status": "Healthy"}
+        stop_replaced("x = 1\nif x:\n    server = TorchServe().start()", {"server": first})
+        assert "not running" in repr(first)
+        stop_replaced("server = 1", {"server": first})
+    finally:
+        first.stop()

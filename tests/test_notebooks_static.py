@@ -108,7 +108,8 @@ PLUMBING = {
     "folders": r"\.(mkdir|chmod|unlink|touch)\(|rmtree|\bcopy(file|tree)?\(|tempfile|\.parent\b",
     "ports": r"\bfree_ports?\b|\bports\b|\bsocket\b|:\{?port",
     "waiting": r"\bsleep\(|wait_until|monotonic|deadline|\.is_set\(|\.join\(\)|\bEvent\(",
-    "processes": r"subprocess|Popen|psutil|[Tt]hread(Pool|\()|\bpool\b|\.(terminate|kill)\(|os\.env|sys\.path",
+    "processes": r"subprocess|Popen|psutil|[Tt]hread(Pool|\()|\bpool\b|\.(terminate|kill)\(|os\.environ"
+    r"|sys\.path",
     "plotting": r"\b(plt|axes|axis|ax|figure|fig|panes?)\b|\.plot\b",
 }
 MOST = 0.10  # of the lines of code
