@@ -22,6 +22,7 @@ html_theme_options = {
     "logo": {"text": "A PyTorch model to production"},
 }
 html_logo = html_favicon = "static/logo.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_title = "A PyTorch model to production with TorchServe"
 html_show_sourcelink = False
 html_static_path = ["static"]

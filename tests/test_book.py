@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from run import main
-from sphinx.util.inventory import InventoryFile
 
 import tutorial_lib
 from tests.conftest import ROOT, eventually
@@ -192,45 +190,6 @@ def test_chapters_can_be_chosen_and_unknown_ones_are_named(
     assert run_here(chapters, "--in-place") == 1 and "[2/2] 01_two" in capsys.readouterr().out
     assert (chapters / "00_one.ipynb").read_text() == before  # a failed chapter keeps its outputs
     assert "two" in str(nbformat.read(chapters / "01_two.ipynb", as_version=4).cells[1].outputs)
-
-
-@pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The book of the chapters as they are committed."""
-    build = tmp_path_factory.mktemp("build")
-    (build / "notebooks").mkdir()
-    for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
-        shutil.copy(chapter, build / "notebooks")
-    code = "import sys; from pathlib import Path; from pages import build_book; b = Path(sys.argv[1]); "
-    code += "build_book(b / 'notebooks', b)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(build)], cwd=ROOT / "book", capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return build / "book"
-
-
-def test_the_chapters_as_committed_make_a_whole_book(book: Path) -> None:
-    pages = {page.stem for page in book.glob("[0-9][0-9]_*.html")}
-    assert pages == {chapter.stem for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
-
-
-def test_the_reference_has_every_public_name(book: Path) -> None:
-    inventory = InventoryFile.loads((book / "objects.inv").read_bytes(), uri="").data
-    names = {name for kind in ("py:class", "py:function", "py:exception") for name in inventory.get(kind, {})}
-    expected = {
-        f"{getattr(tutorial_lib, name).__module__}.{name}"
-        for name in tutorial_lib.__all__
-        if name != "__version__"
-    }
-    assert expected - names == set()
-    for extra in ("testing.run_handler", "ray_app.build_app", "pytest_plugin.torchserve"):
-        assert any(f"tutorial_lib.{extra}" in found for found in inventory.values()), extra
-
-
-def test_the_reference_has_no_path_of_this_machine(book: Path) -> None:
-    pages = [page for page in (book / "reference").glob("*.html") if str(ROOT) in page.read_text()]
-    assert pages == []
 
 
 @pytest.mark.parametrize("name", [name for name in tutorial_lib.__all__ if name != "__version__"])
