@@ -10,7 +10,7 @@ CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
 # JupyterLab refuses to start as root (in a container, say) unless it is told to.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help setup run lab test cluster container resolve bench lint outputs clean
+.PHONY: help setup run lab test models cluster container resolve bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,13 +36,16 @@ lab: setup  ## step through the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=. notebooks/00_check_your_machine.ipynb
 
 test: setup lint  ## every test: library, handler, real servers, notebooks
-	@# Three at a time, since much of the work is waiting. The notebooks run also where a library test failed, with
+	@# Three or four at a time, since much of the work is waiting. The notebooks run also where a library test failed, with
 	@# shorter measurements, the last chapters first, since they take longest.
 	@status=0; \
-	$(BIN)/python -m pytest -n 3 --dist loadfile || status=$$?; \
-	COURSE_QUICK=1 $(BIN)/python -m pytest -n 3 --maxschedchunk=1 --nbmake --nbmake-timeout=900 --timeout=900 \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || status=$$?; \
+	COURSE_QUICK=1 $(BIN)/python -m pytest -n 4 --maxschedchunk=1 --nbmake --nbmake-timeout=900 --timeout=900 \
 	    -p no:doctest -o addopts= --durations=15 $(CHAPTERS_LAST_FIRST) || status=$$?; \
 	exit $$status
+
+models: setup  ## chapters 01 to 05 with models of other architectures and labels  [COURSE_CHAPTERS="00 06"]
+	$(BIN)/python -m pytest -n 2 -m models tests/test_model_id.py
 
 cluster: setup  ## Ray over several hosts (network namespaces: Linux, as root), and updates under load
 	$(BIN)/python -m pytest -m cluster tests/test_ray_app.py tests/test_ray_hosts.py

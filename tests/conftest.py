@@ -56,6 +56,11 @@ def own_temp() -> Iterator[None]:
         yield
 
 
+# Servers of tests live for seconds, so the JVM compiles quickly rather than well. Tests run side by side, so
+# torch takes one thread.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Ray reads these when it is imported: a token of this run's own (else it keeps one in the home folder), and
 # no reports of its use to its makers.
 os.environ.update(
@@ -74,13 +79,20 @@ for name, port in zip(
     os.environ[f"RAY_SERVE_{name}_PORT"] = str(port)
 
 
+# A worker gets one file after the other. With the longest at the end, the others would have nothing to do.
+LONGEST_FIRST = ("ray_app", "soak", "book", "redeploy", "handler_models", "export", "packaging", "archive")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs minutes and more than this machine alone has a command of its own."""
+    """Long files first; what needs minutes and more than this machine alone has a command of its own."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if config.getoption("-m"):
         return
     reasons: dict[str, Callable[[], str]] = {
         "resolve": lambda: "`make resolve` runs these: they ask the package index",
         "container": _no_containers,
+        "models": lambda: "`make models` runs these: chapters with other models than the course's own",
         "cluster": lambda: "`make cluster` runs these: several hosts, and updates under load",
     }
     for mark, reason in reasons.items():

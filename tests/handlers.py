@@ -9,22 +9,6 @@ from pathlib import Path
 
 import yaml
 
-SKELETON = """
-import logging
-
-from ts.torch_handler.base_handler import BaseHandler
-
-logger = logging.getLogger(__name__)
-
-
-class ModelHandler(BaseHandler):
-    def initialize(self, context):
-        logger.info(f"Properties: {context.system_properties}")
-
-    def preprocess(self, requests):
-        raise NotImplementedError("chapter 03 goes on here")
-"""
-
 # A function of the module; answers with what it was given.
 ECHO = """
 def handle(data, context):

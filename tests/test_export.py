@@ -126,51 +126,61 @@ def asking(hub: Hub, cache: Path) -> dict[str, str]:
     }
 
 
-def export_from(
-    hub: Hub, out: Path, revision: str = "", model_id: str = "owner/model", before: str = ""
-) -> str:
-    """What an export in a process of its own printed; a download must show a bar on stderr."""
+def export_from(hub: Hub, *exports: tuple[str, Path], before: str = "") -> list[str]:
+    """What exports in a process of its own print: each of a model, "name" or "name#revision", to a folder.
+
+    A download must show a bar on stderr.
+    """
     code = (
         f"{before}\nimport sys; from tutorial_lib import export_model, ExportError\n"
-        "try: print(export_model(sys.argv[1], sys.argv[2], revision=sys.argv[3] or None))\n"
-        "except ExportError as error: print(error)"
+        "for model, out in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    name, _, revision = model.partition('#')\n"
+        "    try: print(export_model(name, out, revision=revision or None))\n"
+        "    except ExportError as error: print(error)"
     )
     downloads = len(hub.starts)
-    command = [sys.executable, "-c", code, model_id, str(out), revision]
-    env = asking(hub, out.parent / "hub")
+    command = [sys.executable, "-c", code, *(str(word) for export in exports for word in export)]
+    env = asking(hub, exports[0][1].parent / "hub")
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     if len(hub.starts) > downloads:
         assert re.search(r"\d+%\|", run.stderr), "the download showed no progress"
     assert "Loading weights" not in run.stderr
-    return run.stdout.strip()
+    printed = run.stdout.splitlines()
+    assert len(printed) == len(exports), run.stdout
+    return printed
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_breaks_off_and_refuses_and_is_gone(hub: Hub, tmp_path: Path) -> None:
     hub.break_off = 2
-    assert export_from(hub, tmp_path / "out", COMMIT) == str(tmp_path / "out")
-    assert hub.starts == [0, CHUNK, CHUNK]
-    assert (tmp_path / "out" / "bpe.codes").read_bytes() == (EMBEDDED / "bpe.codes").read_bytes()
+    out, old = tmp_path / "out", export_model("embedded", tmp_path / "old")
+    kept = {file.name: file.read_bytes() for file in old.iterdir()}
+    first, other, revision = export_from(
+        hub, (f"owner/model#{COMMIT}", out), ("owner/other", tmp_path / "x"), ("owner/model@v9", old)
+    )
+    assert first == str(out) and hub.starts == [0, CHUNK, CHUNK]  # each went on where the last one ended
+    assert (out / "bpe.codes").read_bytes() == (EMBEDDED / "bpe.codes").read_bytes()
     assert hub.revisions == {COMMIT}
+    assert "The hub has no model 'owner/other'" in other
+    assert "no revision 'v9'" in revision
+    assert {file.name: file.read_bytes() for file in old.iterdir()} == kept
+
+    hub.shutdown()
+    hub.server_close()
+    again, third = export_from(
+        hub, (f"owner/model@{COMMIT}", tmp_path / "again"), ("owner/third", tmp_path / "third")
+    )
+    assert again == str(tmp_path / "again")  # from the cache
+    assert "can't be reached" in third and "'embedded'" in third
+    assert not (tmp_path / "third").exists() and not (tmp_path / "x").exists()
 
 
 def test_a_revision_may_stand_in_the_name_and_a_chapter_shows_the_bar_too(hub: Hub, tmp_path: Path) -> None:
     """`import course` silences transformers' bars, whose switch is the hub's too."""
     begin = f"import sys; sys.path.insert(0, {str(ROOT / 'notebooks')!r}); import course"
-    said = export_from(hub, tmp_path / "out", model_id=f"owner/model@{COMMIT}", before=begin)
-    assert said == str(tmp_path / "out")
+    said = export_from(hub, (f"owner/model@{COMMIT}", tmp_path / "out"), before=begin)
+    assert said == [str(tmp_path / "out")]
     assert hub.revisions == {COMMIT} and hub.starts
-
-
-def test_a_hub_that_is_gone_leaves_its_cache_and_a_sentence(hub: Hub, tmp_path: Path) -> None:
-    export_from(hub, tmp_path / "out", COMMIT)
-    assert "The hub has no model 'owner/other'" in export_from(hub, tmp_path / "x", model_id="owner/other")
-    hub.shutdown()
-    hub.server_close()
-    assert export_from(hub, tmp_path / "again", COMMIT) == str(tmp_path / "again")
-    said = export_from(hub, tmp_path / "third", model_id="owner/third")
-    assert "can't be reached" in said and "'embedded'" in said
-    assert not (tmp_path / "third").exists() and not (tmp_path / "x").exists()
 
 
 def test_a_repository_with_a_pickle_alone_becomes_safetensors(
@@ -179,7 +189,7 @@ def test_a_repository_with_a_pickle_alone_becomes_safetensors(
     """As the article's own model was when it was written."""
     hub.names["pytorch_model.bin"] = tmp_path / "pytorch_model.bin"
     torch.save(load_file(hub.names.pop("model.safetensors")), hub.names["pytorch_model.bin"])
-    out = Path(export_from(hub, tmp_path / "out"))
+    out = Path(*export_from(hub, ("owner/model", tmp_path / "out")))
     exported, wanted = (load_file(folder / "model.safetensors") for folder in (out, model_dir))
     assert exported.keys() == wanted.keys()
     assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
@@ -201,16 +211,10 @@ def test_a_chapter_runs_alone_with_a_model_of_the_hub(hub: Hub, tmp_path: Path) 
     assert (tmp_path / "build" / "my_model" / "model.safetensors").is_file()
 
 
-def test_a_revision_that_is_not_there_leaves_the_old_export(hub: Hub, tmp_path: Path) -> None:
-    old = export_model("embedded", tmp_path / "out")
-    kept = {file.name: file.read_bytes() for file in old.iterdir()}
-    assert "no revision 'v9'" in export_from(hub, old, model_id="owner/model@v9")
-    assert {file.name: file.read_bytes() for file in old.iterdir()} == kept
-
-
 def test_a_repository_without_weights_is_said(hub: Hub, tmp_path: Path) -> None:
     del hub.names["model.safetensors"]
-    assert "There are no weights" in export_from(hub, tmp_path / "out")
+    (said,) = export_from(hub, ("owner/model", tmp_path / "out"))
+    assert "There are no weights" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -69,7 +69,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def archives(folder: Path, mar: Path) -> dict[str, Path]:
     packed = {
-        "skeleton": handlers.pack(folder, "skeleton", handlers.SKELETON),
         "echo": handlers.pack(folder, "echo", handlers.ECHO, config=ECHO_CONFIG, arguments=TGZ),
         "text": handlers.pack_text(folder),
         "image": handlers.pack_image(folder),
@@ -193,7 +192,7 @@ BODIES = (
 )
 
 
-@pytest.mark.parametrize("model", ["my_model", "skeleton", "echo", "text", "image", "classifier"])
+@pytest.mark.parametrize("model", ["my_model", "echo", "text", "image", "classifier"])
 def test_same_answers(model: str, addresses: tuple[str, str]) -> None:
     calls = [
         ("POST", f"/predictions/{model}", {"data": body, "headers": {"Content-Type": type} if type else {}})
@@ -213,7 +212,7 @@ def test_same_answers(model: str, addresses: tuple[str, str]) -> None:
         ("POST", f"/predictions/{model}/9.9", {"data": BODIES[0]}),
     ]
     statuses = set(assert_same(addresses, calls))
-    wanted = {"my_model": {200, 400}, "skeleton": {503}, "echo": {200}}.get(model, {200, 503})
+    wanted = {"my_model": {200, 400}, "echo": {200}}.get(model, {200, 503})
     assert statuses == wanted | {404, 500}  # 500: a "%" in a form that stands for nothing
 
 

@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import eventually
 from tutorial_lib import ApiError, InferenceClient, TorchServe
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 CLIENTS = 128
 RETRIES = 12  # together half a minute to a minute
 LONGEST_WAIT = 90.0  # seconds; a worker that comes back loads its model first
