@@ -50,6 +50,9 @@ def set_up() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # A download shows its progress bar; loading weights for a second does not.
     os.environ.setdefault("TQDM_DELAY", "5")
+    if quick:  # servers live for seconds, beside those of other chapters
+        os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # "OpenVINO is not enabled"
     watch_cells()
 

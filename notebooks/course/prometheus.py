@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -61,7 +62,8 @@ class Prometheus:
 
     def alert(self, name: str) -> str:
         """An alert's state: "inactive", "pending" (its condition is new) or "firing"."""
-        states = [alert["state"] for alert in self._get("alerts")["alerts"] if _name(alert["labels"]) == name]
+        alerts = self._get("alerts")["alerts"]
+        states = [alert["state"] for alert in alerts if alert["labels"]["alertname"] == name]
         return states[0] if states else "inactive"
 
     def draw(self, *titles: str) -> None:
@@ -73,10 +75,11 @@ class Prometheus:
         for axis, title in zip(axes, titles, strict=True):
             (panel,) = [panel for panel in panels if panel["title"] == title]
             for target in panel["targets"]:
-                for labels, points in self._since_start(target["expr"].replace("$__rate_interval", "10s")):
-                    name = target["legendFormat"].replace("{{alertname}}", _name(labels))
+                expression = target["expr"].replace("$__rate_interval", "10s")
+                for labels, points in self._since_start(expression):
+                    name = _legend(target["legendFormat"], labels)
                     axis.plot(*zip(*points, strict=True), label=name)
-            axis.set(title=title, xlabel="seconds", ylim=(0, None))
+            axis.set(title=title, xlabel="seconds", ylim=(0, None), xlim=(0, time.time() - self._began))
             axis.legend(fontsize="small")
         plt.show()
 
@@ -116,5 +119,6 @@ class Prometheus:
         self._process.wait(30)
 
 
-def _name(labels: Mapping[str, str]) -> str:
-    return labels.get("alertname", "")
+def _legend(pattern: str, labels: Mapping[str, str]) -> str:
+    """Grafana's pattern for a line's name, filled in: "{{label}}, card" → "Neutral, card"."""
+    return re.sub(r"{{(\w+)}}", lambda name: labels[name[1]], pattern)
