@@ -12,6 +12,7 @@ import yaml
 from course.texts import sample_tweets
 
 from tests.conftest import ROOT
+from tests.models import tiny_model
 from tutorial_lib import export_onnx
 from tutorial_lib.testing import HandlerAnswer, run_handler
 
@@ -23,7 +24,7 @@ def folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of its own, with an int8 model.onnx in it."""
     own = tmp_path_factory.mktemp("onnx") / "my_model"
     shutil.copytree(model_dir, own)
-    export_onnx(own)
+    export_onnx(own, keep_float32=own.with_name("float32.onnx"))
     return own
 
 
@@ -48,11 +49,17 @@ def test_every_backend_gives_the_same_labels(
     assert all(abs(a["score"] - b["score"]) <= farthest for a, b in pairs if a["label"] == b["label"])
 
 
+def test_a_graph_of_full_precision_alone(tmp_path: Path) -> None:
+    graph = export_onnx(tiny_model(tmp_path, "bert"), int8=False).read_bytes()
+    assert b"MatMul" in graph and b"MatMulInteger" not in graph
+
+
 def test_a_full_precision_graph_gives_the_same_scores(folder: Path, tmp_path: Path) -> None:
     own = tmp_path / "my_model"
     shutil.copytree(folder, own)
     small = (own / "model.onnx").stat().st_size
-    assert export_onnx(own, int8=False).stat().st_size > 1.5 * small
+    shutil.copy(folder.with_name("float32.onnx"), own / "model.onnx")
+    assert (own / "model.onnx").stat().st_size > 1.5 * small
     expected, found = ask(folder, tmp_path), ask(own, tmp_path, backend="onnx")
     for a, b in zip(expected, found, strict=True):
         assert a.body[0]["label"] == b.body[0]["label"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ with extra("onnx", "export_onnx"):
     import torch
 
 
-def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
+def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str | Path | None = None) -> Path:
     """Writes model.onnx into a folder from `export_model`, beside the weights that it is made of.
 
     The graph takes `input_ids` and `attention_mask`, both int64 [rows, tokens], and gives `logits`,
@@ -33,6 +34,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         int8: multiply matrices in 8-bit integers: weights are quantized now, one scale for each
             column, activations as they come (ONNX Runtime's dynamic quantization). Faster, a quarter
             of the size of what is quantized, and not quite the same answers: chapter 09 counts them.
+        keep_float32: with `int8`, a file for the graph as it was before, to compare the two; None keeps none.
 
     Returns:
         the file.
@@ -62,7 +64,9 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True) -> Path:
         _write(model, probes[0], file)
         _check(model, probes, file)
         if int8:
-            file = _quantized(file)
+            full, file = file, _quantized(file)
+            if keep_float32 is not None:
+                shutil.move(full, keep_float32)
         return file.replace(folder / "model.onnx")
 
 
