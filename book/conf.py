@@ -29,8 +29,7 @@ html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_js_files = ["copy.js"]
 html_math_renderer = "mathml"
-# A book of some chapters leaves parts of the contents empty.
-suppress_warnings = ["mystnb.unknown_mime_type", "toc.empty_glob"]
+suppress_warnings = ["mystnb.unknown_mime_type"]
 
 add_module_names = False
 autodoc_member_order = "bysource"

@@ -79,13 +79,15 @@ def test_a_run_leaves_notebooks_a_book_and_the_predictions(tmp_path: Path) -> No
     assert executed.cells[1].outputs[0].text == "Positive 0.99\n"
 
 
-def test_dead_links_are_reported_and_the_book_is_there(tmp_path: Path) -> None:
-    chapters, links = tmp_path / "chapters", "[next](01_next.ipynb), [file](../deploy/no_such_file)"
-    write(chapters, "00_look", ("", "1"), title=f"Look\n\n{links}")
-    dead = run(chapters)
-    assert dead.returncode == 1 and "Traceback" not in dead.stderr
-    assert "01_next.ipynb" in dead.stderr and "deploy/no_such_file" in dead.stderr
+def test_dead_links_and_wrong_formulas_are_reported_and_the_book_is_there(tmp_path: Path) -> None:
+    chapters, link = tmp_path / "chapters", "[next](01_next.ipynb)"
+    write(chapters, "00_look", ("", "1"), title=f"Look\n\n{link}, [](../deploy/no_such_file), $\\nosuch$")
+    wrong = run(chapters)
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
+    assert "01_next.ipynb" in wrong.stderr and "deploy/no_such_file" in wrong.stderr
+    assert "This formula can't be shown: Unknown LaTeX command" in wrong.stderr
     assert (tmp_path / "build/book/00_look.html").exists()
+    write(chapters, "00_look", ("", "1"), title=f"Look\n\n{link}")
     assert run(chapters, "00").returncode == 0  # the next chapter was not asked for
 
 
