@@ -19,6 +19,7 @@ import tutorial_lib
 from tests.browser import chromium
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.timeout(600)  # the first test builds the book, another one opens all its pages
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 FAULTS = (ROOT / "tests" / "book_faults.js").read_text()
 # The targets of all links to files, and the names that links to this page may end with.
