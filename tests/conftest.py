@@ -92,6 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons: dict[str, Callable[[], str]] = {
         "resolve": lambda: "`make resolve` runs these: they ask the package index",
         "container": _no_containers,
+        "browser": lambda: "`make browser` runs these: the book and JupyterLab in Chromium",
         "models": lambda: "`make models` runs these: chapters with other models than the course's own",
         "cluster": lambda: "`make cluster` runs these: several hosts, and updates under load",
     }

@@ -138,6 +138,7 @@ def _expect_local(url: str, done: Walk) -> None:
         done.faults.append(f"a page needs the network: {url}")
 
 
+@pytest.mark.browser
 def test_clicks_lead_from_the_landing_page_through_every_chapter(walk: Walk) -> None:
     assert walk.pages[0] == "index"
     assert [name for name in walk.pages if name in CHAPTERS] == CHAPTERS
@@ -145,10 +146,12 @@ def test_clicks_lead_from_the_landing_page_through_every_chapter(walk: Walk) -> 
         assert name in walk.pages
 
 
+@pytest.mark.browser
 def test_each_page_fits_and_can_be_read_wide_and_narrow_light_and_dark(walk: Walk) -> None:
     assert walk.faults == []
 
 
+@pytest.mark.browser
 def test_no_link_of_the_book_is_broken(walk: Walk, book: Path) -> None:
     places = {book / f"{name}.html": anchors for name, anchors in walk.anchors.items()}
     broken = []
@@ -160,6 +163,7 @@ def test_no_link_of_the_book_is_broken(walk: Walk, book: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.browser
 def test_the_sidebar_shows_the_parts(page: Page) -> None:
     parts = page.locator(".bd-sidebar-primary .caption-text").all_inner_texts()
     assert parts == [
@@ -174,6 +178,7 @@ def test_the_sidebar_shows_the_parts(page: Page) -> None:
     assert page.locator("link[rel=icon]").get_attribute("href")
 
 
+@pytest.mark.browser
 def test_formulas_are_rendered(page: Page, book: Path) -> None:
     page.goto((book / "15_scale_out.html").as_uri())
     assert page.locator("article math[display=block]").count() >= 2
@@ -181,6 +186,7 @@ def test_formulas_are_rendered(page: Page, book: Path) -> None:
     assert fraction and fraction["height"] > 20  # one above the other
 
 
+@pytest.mark.browser
 def test_search_finds_a_word_and_leads_to_its_page(page: Page) -> None:
     page.keyboard.press("Control+k")
     page.keyboard.type("canary")
@@ -189,6 +195,7 @@ def test_search_finds_a_word_and_leads_to_its_page(page: Page) -> None:
     expect(page.locator("article")).to_contain_text("canary")
 
 
+@pytest.mark.browser
 def test_a_button_copies_code_without_prompts_and_outputs(page: Page, book: Path) -> None:
     page.goto((book / "00_check_your_machine.html").as_uri())
     cells = nbformat.read(ROOT / "notebooks/00_check_your_machine.ipynb", as_version=4).cells
@@ -207,6 +214,7 @@ def copied(page: Page, block: Locator) -> str:
     return str(page.evaluate("navigator.clipboard.readText()"))
 
 
+@pytest.mark.browser
 def test_each_chapter_links_to_its_notebook(page: Page, book: Path) -> None:
     for chapter in (CHAPTERS[0], CHAPTERS[5]):
         page.goto((book / f"{chapter}.html").as_uri())

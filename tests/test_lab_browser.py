@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page
 from tests.browser import chromium
 from tests.conftest import ROOT, below, eventually, folders, gone
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SECONDS = 120  # for what takes 10 on a quiet machine
 # The notebook that is shown, as JupyterLab holds it.
 NOTEBOOK = "jupyterapp.shell.currentWidget.content.model.toJSON()"

@@ -1,4 +1,4 @@
-"""Serves a TorchServe archive, as it is, on Ray Serve: the same handler, addresses and answers.
+"""Serves a TorchServe archive, as it is, on Ray Serve: the same handler, addresses and answers::
 
     ray.init(); serve.run(build_app("model_store/BERTweetSentimentAnalysis.mar"))
 
@@ -25,7 +25,7 @@ prefix that is itself an address ("/predictions/my_model") has that one alone.
 
 `build_app` refuses or warns about settings of the archive that have no effect here. It also warns about a
 cluster without Ray Serve's fast ingress, HAProxy, which hands requests straight to replicas. Ray reads these
-variables when it is imported, on every node:
+variables when it is imported, on every node::
 
     RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1
 
