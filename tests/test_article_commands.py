@@ -1,9 +1,10 @@
-"""The article's own two commands, typed as they are, with the repo's files and the default ports."""
+"""The article's own commands, as README has them, with the repo's files and the default ports."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,8 +44,8 @@ def test_archive_and_serve_as_typed(model_dir: Path, tmp_path: Path) -> None:
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp)),
     }
 
-    def type_(command: str) -> None:
-        with (tmp_path / "typed.log").open("ab") as log:  # the server inherits it; a pipe would never close
+    def type_(command: str, output: str = "typed.log") -> None:
+        with (tmp_path / output).open("ab") as log:  # the server inherits it; a pipe would never close
             subprocess.run(
                 command,
                 shell=True,
@@ -56,6 +57,8 @@ def test_archive_and_serve_as_typed(model_dir: Path, tmp_path: Path) -> None:
                 timeout=60,
             )
 
+    start, ask, stop = readmes_commands()
+
     files = sorted(path.name for path in model_dir.iterdir() if path.name != "model.safetensors")
     extra = ",".join(["index_to_name.json", *(f"my_model/{name}" for name in files)])
     type_(
@@ -64,16 +67,23 @@ def test_archive_and_serve_as_typed(model_dir: Path, tmp_path: Path) -> None:
         f"--extra-files {extra} --export-path model_store"
     )
     try:
-        type_(
-            "torchserve --start --model-store model_store "
-            "--models my_model=BERTweetSentimentAnalysis.mar --ncs"
-        )
+        type_(start)
         assert answer(tmp_path) == ["Positive", "Neutral", "Negative"]
+        if shutil.which("curl"):
+            type_(f"{ask} --silent --show-error", output="answer.json")
+            assert json.loads((tmp_path / "answer.json").read_text()) == ["Positive", "Neutral", "Negative"]
     finally:
-        type_("torchserve --stop")
+        type_(stop)
         for process in psutil.process_iter():
             if process.is_running() and _temp_of(process) == str(temp):
                 process.kill()
+
+
+def readmes_commands() -> tuple[str, str, str]:
+    """How README starts the server, asks it, and stops it."""
+    (block,) = re.findall(r"```\n(torchserve --start.*?)```", (ROOT / "README.md").read_text(), re.S)
+    start, *ask, stop = block.strip().splitlines()
+    return start, "\n".join(ask), stop
 
 
 def answer(folder: Path) -> object:
