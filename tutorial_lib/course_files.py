@@ -9,6 +9,13 @@ _PACKAGE = Path(__file__).parent
 _ROOTS = (_PACKAGE / "course_files", _PACKAGE.parent)
 
 
+# Where Python imports from a zip file, nothing but modules can be found.
+IN_A_ZIP = (
+    "tutorial_lib was imported from {place}, which is no folder, so its files can't be used. "
+    "Install it with pip, or unpack it."
+)
+
+
 def course_file(name: str) -> Path:
     """The path of one of the course's files: a handler to start from, and what belongs around it.
 
@@ -17,11 +24,13 @@ def course_file(name: str) -> Path:
             "constraints.txt", or a file or folder below "deploy/image".
 
     Raises:
-        FileNotFoundError: the course has no such file.
+        FileNotFoundError: the course has no such file, or this package lies in a zip file.
 
     >>> course_file("handler.py").name
     'handler.py'
     """
+    if not _PACKAGE.is_dir():
+        raise FileNotFoundError(IN_A_ZIP.format(place=_PACKAGE.parent))
     for root in _ROOTS:
         if (root / name).exists():
             return root / name

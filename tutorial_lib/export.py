@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tutorial_lib.course_files import IN_A_ZIP
 from tutorial_lib.errors import ExportError
 from tutorial_lib.extras import extra
 
@@ -115,6 +116,8 @@ def _check_target(out: Path) -> None:
 def _find_source(model_id: str, revision: str | None) -> Path:
     """The local folder that holds the model's files, fetched from the hub if need be."""
     if model_id == "embedded":
+        if not EMBEDDED.is_dir():
+            raise ExportError(IN_A_ZIP.format(place=EMBEDDED.parent.parent))
         return EMBEDDED
     if Path(model_id).is_dir():
         return Path(model_id)
