@@ -129,9 +129,9 @@ def _failed_page(failure: ChapterFailed, executed: Path) -> str:
         notebook.cells.insert(
             failure.index, new_markdown_cell('<a id="failed-cell"></a>\n\n**Failed here:**')
         )
-    said = [_fenced("python", failure.source)] if failure.source else []
-    said += [_fenced("text", failure.reason), ADVICE]
-    box = _fenced(f"{{admonition}} This chapter failed {where}", "\n\n".join([":class: danger", *said]))
+    shown = [_fenced("python", failure.source)] if failure.source else []
+    shown += [_fenced("text", failure.reason), ADVICE]
+    box = _fenced(f"{{admonition}} This chapter failed {where}", "\n\n".join([":class: danger", *shown]))
     head.source = f"{title} (failed)\n\n{box}\n\n{rest}"
     return str(nbformat.writes(notebook))
 

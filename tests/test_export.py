@@ -221,7 +221,7 @@ def test_a_repository_without_weights_is_said(hub: Hub, tmp_path: Path) -> None:
 def test_the_tokenizer_that_does_not_survive_saving_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without what mends it, bpe.codes comes back with a column less, and words split differently."""
+    """Without export's fix, bpe.codes comes back without its last column, and words are split differently."""
 
     def only_save(model: Any, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(folder)

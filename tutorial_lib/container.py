@@ -66,7 +66,7 @@ class Engine:
         """Runs one command, in the folder `cwd`, and returns what it printed.
 
         Raises:
-            EngineError: it failed, or took longer than `timeout` seconds; says what it said.
+            EngineError: it failed, or took longer than `timeout` seconds; the message has its output.
         """
         try:
             done = subprocess.run(
@@ -114,11 +114,11 @@ class Engine:
         return "".join(lines)
 
     def _error(self, verb: str, output: str) -> EngineError:
-        """What it said; a full disk can meet any command."""
-        said = _said(output)
-        if "no space left on device" in said.lower():
-            said += f"\nThe disk is full: `{self.name} system prune` removes what no image needs any more."
-        return EngineError(f"{self.name} {verb}", said)
+        """The error of a failed command; a full disk can meet any command."""
+        output = _last_lines(output)
+        if "no space left on device" in output.lower():
+            output += f"\nThe disk is full: `{self.name} system prune` removes what no image needs any more."
+        return EngineError(f"{self.name} {verb}", output)
 
     def has_image(self, name: str) -> bool:
         """Whether an image of that name is on this machine."""
@@ -133,7 +133,8 @@ def find_engine() -> Engine:
     """The first of podman and docker that works; CONTAINER_ENGINE (a name or a path) is the only one if set.
 
     Raises:
-        EngineNotFound: none is there, or none works: says which were tried, what they said, what to do.
+        EngineNotFound: none is there, or none works. The message says which were tried, what they printed, and
+            what to do.
 
     >>> from unittest.mock import patch
     >>> with patch.dict(os.environ, {"CONTAINER_ENGINE": "no_such_engine"}):
@@ -152,10 +153,10 @@ def find_engine() -> Engine:
             engine.run("ps", "--quiet")  # unlike `version`, it asks the daemon; unlike `info`, in one line
             return engine
         except EngineError as error:
-            said = error.said.splitlines()[-1].rstrip(".")
-            end = "" if said.endswith("?") else "."
+            last = error.output.splitlines()[-1].rstrip(".")
+            end = "" if last.endswith("?") else "."
             tried.append(
-                f"{name} is there, but says: {said}{end} {_engine_hint(engine.name, error.said)}".strip()
+                f"{name} is there, but says: {last}{end} {_engine_hint(engine.name, error.output)}".strip()
             )
     raise EngineNotFound(tried, wanted)
 
@@ -242,7 +243,7 @@ class Image:
                 engine.stream(*command)
             except EngineError as error:
                 raise ImageError(
-                    f"The image was not built. {_build_hint(error.said, base)}\n{error.said}"
+                    f"The image was not built. {_build_hint(error.output, base)}\n{error.output}"
                 ) from error
         return cls(name, engine)
 
@@ -280,7 +281,8 @@ class Image:
             self.engine.run(verb, *flag, target, timeout=None)
         except EngineError as error:
             raise ImageError(
-                f"The {verb} of {target} failed. {_transfer_hint(self.engine.name, error.said)}\n{error.said}"
+                f"The {verb} of {target} failed. {_transfer_hint(self.engine.name, error.output)}\n"
+                f"{error.output}"
             ) from error
 
 
@@ -438,9 +440,9 @@ class Container(ModelServer):
                 cwd=folder,
             )
         except EngineError as error:
-            taken = re.search(r"address already in use|port is already allocated", error.said)
+            taken = re.search(r"address already in use|port is already allocated", error.output)
             for name, port in self._wanted_ports.items():
-                if taken and str(port) in error.said:
+                if taken and str(port) in error.output:
                     raise PortInUse(name, port) from error
             raise
 
@@ -498,7 +500,7 @@ class Container(ModelServer):
         try:
             return Health(True, self.exec("python", "/srv/serve/health.py"))
         except EngineError as error:
-            return Health(False, error.said)
+            return Health(False, error.output)
 
     def exec(self, *command: str) -> str:
         """Runs a command in it, and returns what that printed.
@@ -608,15 +610,15 @@ def _pip_settings() -> dict[str, str]:
     return {match[1]: match[2].replace("\\n", " ").strip() for match in found if match and match[1] in known}
 
 
-def _said(output: str) -> str:
+def _last_lines(output: str) -> str:
     """What an engine printed, without the log lines that podman adds where no systemd runs.
 
-    >>> _said('time="2026-01-01" level=error msg="unable to get systemd connection"\\nError: no space left')
-    'Error: no space left'
+    >>> _last_lines('time="2026-01-01" level=error msg="unable to get systemd connection"\\nError: no space')
+    'Error: no space'
     """
     lines = [line for line in output.strip().splitlines() if line.strip()]
     own = [line for line in lines if not line.startswith('time="')]
-    return "\n".join((own or lines)[-20:]) or "(it said nothing)"
+    return "\n".join((own or lines)[-20:]) or "(it printed nothing)"
 
 
 def _megabytes(size: str) -> float:
@@ -642,43 +644,43 @@ def _instruction(made_by: str) -> str:
     return " ".join(text.split())
 
 
-def _engine_hint(name: str, said: str) -> str:
+def _engine_hint(name: str, output: str) -> str:
     """What to do about an engine that is there and does not work.
 
     >>> _engine_hint("docker", "permission denied while trying to connect to the Docker daemon socket")
     'Your user may not use it: join the group docker and log in again, or install podman, ...'
     """
-    if "permission denied" in said.lower():
+    if "permission denied" in output.lower():
         return (
             f"Your user may not use it: join the group {name} and log in again, "
             "or install podman, which needs no daemon."
         )
-    if "cannot connect to the docker daemon" in said.lower() or "daemon running" in said:
+    if "cannot connect to the docker daemon" in output.lower() or "daemon running" in output:
         return "Start its daemon (sudo systemctl start docker), or install podman, which needs none."
     return ""
 
 
-def _transfer_hint(name: str, said: str) -> str:
+def _transfer_hint(name: str, output: str) -> str:
     """What to ask where an image did not reach a registry, or did not come from it."""
-    if "no space left" in said.lower():
+    if "no space left" in output.lower():
         return ""  # the engine's error says what to do
     return f"Is its registry up, are you logged in there ({name} login), and does the name exist?"
 
 
-def _build_hint(said: str, base: str) -> str:
+def _build_hint(output: str, base: str) -> str:
     """What some well-known last lines of a build mean."""
-    if "no space left on device" in said.lower():
+    if "no space left on device" in output.lower():
         return ""  # the engine's error says what to do
     if re.search(
-        r"initializing source|resolve source metadata|short-name|pull access denied|manifest unknown", said
+        r"initializing source|resolve source metadata|short-name|pull access denied|manifest unknown", output
     ):
         return (
             f"The base image {base} can't be fetched: is its registry within reach? Where there is none, "
             "deploy/image/base-image.sh makes one from Debian's packages, or name one with base=."
         )
-    if re.search(r"No matching distribution|Could not find a version", said):
+    if re.search(r"No matching distribution|Could not find a version", output):
         return "pip found no package: see `pip config list`, whose settings the build uses."
-    if re.search(r"Temporary failure|Could not resolve|Connection (refused|timed out)", said):
+    if re.search(r"Temporary failure|Could not resolve|Connection (refused|timed out)", output):
         return "The build can't reach the network."
     return "The build's last lines say why."
 

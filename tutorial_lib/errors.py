@@ -126,12 +126,12 @@ class EngineError(TutorialError):
     """A command of the container engine failed.
 
     Attributes:
-        said: the last lines of its output.
+        output: the last lines that it printed.
     """
 
-    def __init__(self, command: str, said: str) -> None:
-        self.said = said
-        super().__init__(f"`{command}` failed: {said}")
+    def __init__(self, command: str, output: str) -> None:
+        self.output = output
+        super().__init__(f"`{command}` failed: {output}")
 
 
 class ImageError(TutorialError):
@@ -161,10 +161,10 @@ class OutOfMemory(TutorialError):
     OutOfMemory('The memory limit of 256m is too small. The memory limit was hit: ...')
     """
 
-    def __init__(self, limit: str | None, said: str) -> None:
+    def __init__(self, limit: str | None, cause: str) -> None:
         of = f" of {limit}" if limit else ""
         super().__init__(
-            f"The memory limit{of} is too small. {said.rstrip('.')}. "
+            f"The memory limit{of} is too small. {cause.rstrip('.')}. "
             'Give it more (memory="2g"), or use fewer workers or a smaller model.'
         )
 

@@ -362,7 +362,7 @@ class TorchServe(ModelServer):
             return ""
 
     def wait_for_log(self, text: str, *, log: str = "model_log.log", timeout: float = 30) -> str:
-        """A log, once it holds the text: what a worker said is written a moment after it answered.
+        """A log, once it holds the text: a worker's lines are written a moment after it answered.
 
         Args:
             text: what to wait for.
