@@ -133,8 +133,8 @@ def find_engine() -> Engine:
     """The first of podman and docker that works; CONTAINER_ENGINE (a name or a path) is the only one if set.
 
     Raises:
-        EngineNotFound: none is there, or none works. The message says which were tried, what they printed, and
-            what to do.
+        EngineNotFound: none is there, or none works. The message says which were tried, what they printed,
+            and what to do.
 
     >>> from unittest.mock import patch
     >>> with patch.dict(os.environ, {"CONTAINER_ENGINE": "no_such_engine"}):
