@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from course import cluster
-from course.servers import free_port
 
 from tests.conftest import gone
 from tutorial_lib import ApiError
@@ -74,19 +73,20 @@ def test_a_cost_is_of_the_processes_with_that_name(address: str) -> None:
 
 
 def test_a_program_ends_with_its_block(tmp_path: Path) -> None:
-    port = free_port()
-    with cluster.program(
-        [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1"], port, tmp_path / "log"
-    ) as process:
+    with cluster.program(["-m", "http.server", "--bind", "127.0.0.1"], tmp_path / "log") as (
+        address,
+        process,
+    ):
+        assert requests.get(address, timeout=30).ok
         assert psutil.Process(process.pid).is_running() and cluster.memory(process) > 1
     assert gone([process])
 
 
 def test_a_program_that_fails_shows_its_log(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    command = ["-c", "raise SystemExit('no such model')"]
     with (
         pytest.raises(TimeoutError, match="no such model"),
-        cluster.program(command, free_port(), tmp_path / "log"),
+        cluster.program(command, tmp_path / "log"),
     ):
         pass
 

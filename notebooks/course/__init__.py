@@ -15,16 +15,18 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from course.files import course_archive, new_folder, sample_request
 from course.labels import label_map
 from course.measuring import measured, quick, seconds, times
 from course.reruns import forget, watch_cells
-from course.waiting import wait_until
+from course.waiting import changes, wait_until
 
 __all__ = [
     "ROOT",
+    "changes",
     "course_archive",
     "forget",
     "label_map",
@@ -37,6 +39,7 @@ __all__ = [
     "wait_until",
     "without_ports",
     "without_root",
+    "wrapped",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +76,15 @@ def without_ports(text: object) -> str:
     'http://127.0.0.1:…/ping'
     """
     return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:…", str(text))
+
+
+def wrapped(text: object) -> str:
+    """Text in lines of at most 100 characters, so that a long message does not run out of its box.
+
+    >>> len(wrapped("word " * 50).splitlines())
+    3
+    """
+    return textwrap.fill(str(text), 100, break_long_words=False, break_on_hyphens=False)
 
 
 if "ipykernel" in sys.modules:  # tests import this package too, and keep their folder

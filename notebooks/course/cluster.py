@@ -8,17 +8,17 @@ import logging
 import os
 import secrets
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import psutil
 
 from course import ROOT
+from course.clients import Asking
 from course.servers import free_port, free_ports, is_answered
 from course.waiting import wait_until
 from tutorial_lib import InferenceClient, load_test
@@ -56,6 +56,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def set_up(**variables: str) -> None:
+    """Sets these environment variables and those of `environment`: Ray reads them when it is imported."""
+    os.environ.update(variables | environment())
+
+
 class Hosts:
     """Ray Serve over several hosts of this machine, each with its own HAProxy.
 
@@ -64,11 +69,18 @@ class Hosts:
         plain_proxy: the address of Ray's plain proxy, which runs on the head as HAProxy's fallback.
     """
 
+    _running: Hosts | None = None  # a notebook has one cluster at a time
+
     def __init__(self, count: int) -> None:
-        """Starts the hosts and Ray Serve. Ray reads its variables from the environment."""
+        """Starts the hosts and Ray Serve, and stops those that ran before.
+
+        Ray reads its variables from the environment.
+        """
         import ray
         from ray import serve
 
+        if Hosts._running:
+            Hosts._running.stop()
         _end_orphans()
         atexit.register(lambda: _kill(_named("haproxy")))  # HAProxy would outlive a kernel that ends early
         logging.getLogger("ray").setLevel("ERROR")
@@ -79,6 +91,7 @@ class Hosts:
         self._cluster, self._nodes = _start_nodes(ports)
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         http = {"host": "127.0.0.1", "port": ports[0]}
+        Hosts._running = self
         serve.start("EveryNode", http_options=http, logging_config={"log_level": "ERROR"})
 
     @property
@@ -96,11 +109,19 @@ class Hosts:
         self._cluster.remove_node(self._nodes[number], allow_graceful=False)
         _kill(processes)
 
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """The processes of all hosts; each has children of its own."""
+        return psutil.Process().children()
+
     def stop(self) -> None:
         """Stops Ray Serve and the hosts. Afterwards none of their processes is left."""
         import ray
         from ray import serve
 
+        if Hosts._running is not self:
+            return
+        Hosts._running = None
         serve.shutdown()  # type: ignore[no-untyped-call]
         processes = psutil.Process().children(recursive=True)
         ray.shutdown()
@@ -178,7 +199,7 @@ def _cpu_seconds(names: Sequence[str]) -> list[float]:
     return [*parts, sum(machine) - machine.idle - machine.iowait]
 
 
-class Clients:
+class Clients(Asking[tuple[Any, float]]):
     """Threads that ask for predictions, again and again, until the `with` block ends.
 
     Attributes:
@@ -190,51 +211,44 @@ class Clients:
 
     def __init__(self, number: int, address: str, model: str, **options: Any) -> None:
         """`options` are those of `InferenceClient.predict`."""
-        self.answers: list[tuple[Any, float]] = []
-        self._arguments = (address, model, options)
-        self._errors: list[Exception] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
+        self._client = client = InferenceClient(address)
+        super().__init__(lambda: (client.predict(model, {}, **options), time.perf_counter()), clients=number)
 
-    def _ask(self) -> None:
-        address, model, options = self._arguments
+    def __exit__(self, *error: Any) -> None:
         try:
-            with InferenceClient(address) as client:
-                while not self._stop.is_set():
-                    self.answers.append((client.predict(model, {}, **options), time.perf_counter()))
-        except Exception as error:
-            self._errors.append(error)
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        if self._errors and error is None:
-            raise self._errors[0]
+            super().__exit__(*error)
+        finally:
+            self._client.close()
 
 
-def memory(*processes: psutil.Process) -> float:
-    """MB of these processes and all their children; pages that they share count once."""
-    tree = {p for process in processes for p in [process, *process.children(recursive=True)]}
+def memory(*processes: psutil.Process | int) -> float:
+    """MB of these processes (or process ids) and all their children; pages that they share count once.
+
+    Without an argument, those of this process.
+    """
+    roots = [p if isinstance(p, psutil.Process) else psutil.Process(p) for p in processes]
+    tree = {p for root in roots or [psutil.Process()] for p in [root, *root.children(recursive=True)]}
     return sum(p.memory_full_info().pss for p in tree) / 1e6
 
 
 @contextmanager
-def program(command: Sequence[object], port: int, log: Path) -> Iterator[psutil.Process]:
-    """Runs a server, from when it listens on a port until the end of the `with` block.
+def program(arguments: Sequence[object], log: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Runs a server in Python, from when it listens on a port until the end of the `with` block.
+
+    Args:
+        arguments: of Python; one is added to them, a free port, where the program has to listen.
+        log: what it prints goes there.
+
+    Yields:
+        Its address, and its process.
 
     Raises:
         TimeoutError: it ended, or did not listen within two minutes; the message has its log.
     """
+    port = free_port()
+    command = [sys.executable, *map(str, arguments), str(port)]
     with log.open("wb") as output:
-        process = psutil.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT)
+        process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
     def listens() -> bool:
         if process.poll() is not None:
@@ -243,7 +257,7 @@ def program(command: Sequence[object], port: int, log: Path) -> Iterator[psutil.
 
     try:
         wait_until(listens, 120, lambda: log.read_text()[-2000:])
-        yield process
+        yield f"http://127.0.0.1:{port}", process
     finally:
         if process.is_running():
             _kill([*process.children(recursive=True), process])

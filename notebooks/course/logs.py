@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import NamedTuple
+
+from tutorial_lib import first_traceback
 
 
 class Batch(NamedTuple):
@@ -39,3 +42,33 @@ def batches_given(log: Path, worker: str = "") -> int:
     lines = log.read_text().splitlines()
     # TorchServe logs each line twice.
     return len({line for line in lines if worker in line and "Flushing req.cmd PREDICT" in line})
+
+
+class News:
+    """What is new in a server's logs, for the drills of chapter 13."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self._logs = {log_dir / name: 0 for name in ("ts_log.log", "model_log.log")}
+
+    def show(self, *words: str) -> None:
+        """Prints new lines that have one of these words, then the last lines of the first exception.
+
+        New since the last time. The lines of ts_log.log are the server's own; those of model_log.log are
+        what the workers print. Where a traceback is a chain of exceptions, the first one is the cause.
+        """
+        time.sleep(0.5)  # TorchServe writes its last lines after it has answered
+        new = {log.name: self._read(log) for log in self._logs}
+        for name, text in new.items():
+            found = [line for line in text.splitlines() if any(word in line for word in words)]
+            if name == "ts_log.log":
+                found = [line for line in found if "MODEL_LOG" not in line and "ACCESS_LOG" not in line]
+            for line in dict.fromkeys(line.rpartition(" - ")[2] for line in found):
+                print(f"{name}: {line[:130]}")
+        traceback = first_traceback(new["model_log.log"]) or "(no traceback)"
+        for line in [line for line in traceback.split("\n\n")[0].splitlines() if line.strip(" ~^")][-3:]:
+            print("model_log.log:", re.sub(r"(/[\w.-]+)+/", "…/", line))
+
+    def _read(self, log: Path) -> str:
+        text = log.read_text() if log.exists() else ""
+        new, self._logs[log] = text[self._logs[log] :], len(text)
+        return new

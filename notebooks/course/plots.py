@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML, display
 
+from course.logs import Batch
+
 
 def every(pause: float, seconds: float) -> Iterator[float]:
     """Comes back after each pause, until the seconds are over; gives the time since the last look.
@@ -95,3 +97,98 @@ def steps(curves: Mapping[str, Sequence[tuple[float, float]]], **labels: str) ->
     axis.legend()
     figure.tight_layout()
     plt.show()
+
+
+def waiting_and_working(bursts: Mapping[str, tuple[Sequence[tuple[float, float]], Sequence[Batch]]]) -> None:
+    """For each burst of requests a row per request: grey while it waits, coloured while the model works.
+
+    Args:
+        bursts: by name, when each request was sent and answered, and the batches that they went into, first
+            come, first served.
+    """
+    figure, axes = plt.subplots(len(bursts), 1, figsize=(9, 8), sharex=True, layout="constrained")
+    for axis, (name, (times, found)) in zip(axes, bursts.items(), strict=True):
+        zero, members = times[0][0], iter(range(len(times)))
+        for number, (size, began, ended) in enumerate(found):
+            for row in (next(members) for _ in range(size)):
+                sent = times[row][0]
+                axis.barh(row, 1000 * (began - sent), left=1000 * (sent - zero), color="lightgrey")
+                axis.barh(row, 1000 * (ended - began), left=1000 * (began - zero), color=f"C{number % 10}")
+        axis.set(title=f"{name}: {len(found)} batches", ylabel="request")
+        axis.invert_yaxis()
+    figure.supxlabel(
+        "milliseconds since the first request; grey: waiting, coloured: in the model, one colour a batch",
+        fontsize="medium",
+    )
+    plt.show()
+
+
+def load_curves(sweeps: Mapping[str, pd.DataFrame]) -> None:
+    """Rates and times of some results of `load_test`, by the number of clients."""
+    _, (rates, waits) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for name, rows in sweeps.items():
+        (line,) = rates.plot(rows["clients"], rows["requests_per_s"], marker="o", label=name)
+        waits.plot(rows["clients"], rows["p50_ms"], marker="o", color=line.get_color())
+        waits.plot(rows["clients"], rows["p99_ms"], marker=".", linestyle=":", color=line.get_color())
+    rates.set(xlabel="clients", ylabel="right answers a second", ylim=(0, None))
+    waits.set(xlabel="clients", ylabel="milliseconds (dotted: p99)", yscale="log")
+    rates.legend(fontsize="small")
+    plt.show()
+
+
+def bars(values: pd.Series[float], xlabel: str, **lines: float) -> None:
+    """A bar for each value, from the top, and vertical lines at other values, by name."""
+    _, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    axis.bar_label(axis.barh(values.index[::-1], values[::-1], color="tab:blue"), fmt="%.2f", padding=3)
+    for name, at in lines.items():
+        axis.axvline(at, color="tab:orange", label=f"{name}: {at:.2f}")
+    axis.set(xlabel=xlabel)
+    axis.margins(x=0.1)
+    axis.legend()
+    plt.show()
+
+
+def answers_and_errors(
+    timeline: Sequence[tuple[float, float, int]], title: str, marks: Mapping[str, float]
+) -> None:
+    """A point for each answer, at the second when it came: blue for a 200, red for an error.
+
+    Args:
+        timeline: when each request was sent and answered, by one clock, and its status.
+        title: the plot's.
+        marks: what else happened, and when, by the same clock.
+    """
+    _, axis = plt.subplots(figsize=(8, 2.2), layout="constrained")
+    zero = timeline[0][0]
+    for sent, answered, status in timeline:
+        color = "tab:blue" if status == 200 else "tab:red"
+        axis.plot(answered - zero, answered - sent, "o", markersize=4, color=color)
+    _mark(axis, {name: at - zero for name, at in marks.items()})
+    axis.set(xlabel="seconds", ylabel="answer took (s)", title=title)
+    plt.show()
+
+
+def answers_over_time(seconds: Sequence[float], marks: Mapping[str, float]) -> None:
+    """How many answers came in each quarter of a second, and what else happened when."""
+    _, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    axis.hist(seconds, bins=max(1, round(4 * (max(seconds) - min(seconds)))), color="#8fb8de")
+    _mark(axis, marks)
+    axis.set(xlabel="seconds", ylabel="answers in about 1/4 s")
+    plt.show()
+
+
+def predicted_and_measured(checked: pd.DataFrame) -> None:
+    """For each name of a table's first index level: predicted values as a line, measured ones as points."""
+    names = checked.index.unique(0)
+    _, axes = plt.subplots(1, len(names), figsize=(9, 3), layout="constrained")
+    for axis, name in zip(axes, names, strict=True):
+        rows = checked.loc[name, ["predicted", "measured"]].astype(float)
+        rows.plot(ax=axis, style=["--", "o"], title=name)
+        axis.set(xlabel="replicas", ylabel="requests per second", ylim=(0, None), xticks=list(rows.index))
+    plt.show()
+
+
+def _mark(axis: Any, marks: Mapping[str, float]) -> None:
+    for number, (name, at) in enumerate(marks.items()):
+        axis.axvline(at, color=f"C{number + 3}", linestyle=":")
+        axis.text(at, axis.get_ylim()[1], f" {name}", color=f"C{number + 3}", va="top")

@@ -10,10 +10,10 @@ from tutorial_lib import ApiError
 from tutorial_lib.model_server import ModelServer
 
 
-def forget(server: ModelServer, model: str) -> None:
-    """Unregisters a model if it is registered, so that a cell can register it again."""
+def forget(server: ModelServer, model: str, version: str | None = None) -> None:
+    """Unregisters a model, or one version, if it is registered, so that a cell can register it again."""
     try:
-        server.management.unregister(model)
+        server.management.unregister(model, version)
     except ApiError as error:
         if error.status != 404:
             raise

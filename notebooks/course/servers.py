@@ -109,6 +109,42 @@ def wait_until_healthy(folder: Path, address: str) -> dict[str, str]:
 
 
 @contextmanager
+def taken_port() -> Iterator[int]:
+    """A port of loopback that this process listens on until the `with` block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+def holder(port: int) -> int | None:
+    """The id of the process that listens on a port, as `ss -ltnp` shows it."""
+    listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+    return next((c.pid for c in listening if c.laddr.port == port), None)
+
+
+def run_raw(folder: Path, store: Path, inference: int) -> subprocess.CompletedProcess[str]:
+    """Runs `torchserve --start --foreground` on this inference port until it ends by itself.
+
+    Args:
+        folder: where it runs; config.properties is written there.
+        store: the model store.
+        inference: the port of the inference address. The others are free ones.
+    """
+    address = write_config(folder)["inference"]
+    config = folder / "config.properties"
+    config.write_text(config.read_text().replace(address, f"http://127.0.0.1:{inference}"))
+    command = f"torchserve --start --foreground --ncs --model-store {store.absolute()}"
+    environment = {**os.environ, "JAVA_HOME": str(find_java().home)}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(folder.absolute()))
+    return subprocess.run(
+        [*command.split(), "--ts-config", "config.properties"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@contextmanager
 def raw_server(
     folder: Path,
     *arguments: str,

@@ -9,6 +9,28 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def changes(look: Callable[[], T], last: T, seconds: float = 60) -> list[tuple[float, T]]:
+    """Looks every 0.02 s until it sees `last`; gives what it saw, with the seconds until each change.
+
+    Raises:
+        TimeoutError: `last` was not seen within the limit; the message has what was.
+
+    >>> colors = iter(["red", "red", "green"])
+    >>> [color for _, color in changes(lambda: next(colors), "green")]
+    ['red', 'green']
+    """
+    began = time.monotonic()
+    seen: list[tuple[float, T]] = []
+    while not seen or seen[-1][1] != last:
+        if time.monotonic() > began + seconds:
+            raise TimeoutError(f"{last!r} was not seen within {seconds} seconds, only {seen}.")
+        now = look()
+        if not seen or now != seen[-1][1]:
+            seen.append((time.monotonic() - began, now))
+        time.sleep(0.02)
+    return seen
+
+
 def wait_until(condition: Callable[[], T], seconds: float = 60, otherwise: Callable[[], object] = str) -> T:
     """Calls `condition` every 0.1 s until it gives something true, and returns that.
 

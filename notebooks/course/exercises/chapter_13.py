@@ -1,3 +1,4 @@
+from course import ROOT
 from course.exercises import Exercise
 
 _PREFIX = "2026-01-01T10:00:00,000 [INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - "
@@ -30,6 +31,9 @@ _ANSWERS = {
     (507, "Out of resources"): False,
 }
 
+_RETURN = "        return answers\n"
+_HANDLER = (ROOT / "handler.py").read_text()
+
 EXERCISES = {
     "13.1": Exercise(
         lambda answer: answer(_LOG) == "ModuleNotFoundError: No module named 'torhc'",
@@ -44,5 +48,13 @@ def answer(log):
         "a worker that died comes back, one that is missing may come; what a handler says it says again",
         """def answer(status, message):
     return "Worker died" in message or "has no worker" in message""",
+    ),
+    "13.3": Exercise(
+        lambda answer: (
+            answer(_HANDLER.replace(_RETURN, _RETURN.replace("answers", "answers[0]"))) == _HANDLER
+        ),
+        "the line is `return answers[0]`; source.replace(old, new) changes it",
+        """def answer(source):
+    return source.replace("return answers[0]", "return answers")""",
     ),
 }
