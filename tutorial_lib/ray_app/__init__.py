@@ -1,4 +1,6 @@
-"""Serves a TorchServe archive, as it is, on Ray Serve: the same handler, addresses and answers::
+"""Serves a TorchServe archive, as it is, on Ray Serve: the same handler, addresses and answers.
+
+In a program that runs on a node of the cluster::
 
     ray.init(); serve.run(build_app("model_store/BERTweetSentimentAnalysis.mar"))
 
