@@ -12,8 +12,11 @@ def answer(line):
     return ast.literal_eval(line.split("Properties: ")[1])["model_dir"]""",
     ),
     "02.2": Exercise(
-        lambda answer: answer == "serializedFile",
-        "look at manifest['model'] once more: which value is the name of the weights?",
-        'answer = "serializedFile"',
+        lambda answer: (
+            answer([{"body": {}}, {"body": "{}"}, {"body": bytearray()}]) == ["dict", "str", "bytearray"]
+        ),
+        'a request is a dict, and its body is request["body"]; type(…).__name__ is the name of its type',
+        """def answer(requests):
+    return [type(request["body"]).__name__ for request in requests]""",
     ),
 }
