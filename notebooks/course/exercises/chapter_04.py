@@ -1,4 +1,3 @@
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,6 @@ def _makes_mar(files: dict[str, str], use: Callable[[Path], Any]) -> Any:
         return use(mar)
 
 
-_MANIFEST = json.dumps({"model": {"modelName": "m", "serializedFile": "w.safetensors"}})
-
 EXERCISES = {
     "04.1": Exercise(
         lambda answer: sorted(_makes_mar({"a": "", "b": ""}, answer)) == ["a", "b"],
@@ -29,11 +26,9 @@ def answer(mar):
     return zipfile.ZipFile(mar).namelist()""",
     ),
     "04.2": Exercise(
-        lambda answer: _makes_mar({"MAR-INF/MANIFEST.json": _MANIFEST}, answer) == "w.safetensors",
-        'the manifest is MAR-INF/MANIFEST.json; the name is under "model", "serializedFile"',
-        """from tutorial_lib import read_manifest
-
-def answer(mar):
-    return read_manifest(mar)["model"]["serializedFile"]""",
+        lambda answer: answer({"0": "bad", "1": "good"}, {"bad": "malo"}) == {"0": "malo", "1": "good"},
+        "names.get(label, label) is the new name, or the old one where there is none",
+        """def answer(labels, names):
+    return {index: names.get(label, label) for index, label in labels.items()}""",
     ),
 }
