@@ -19,4 +19,12 @@ def answer(rate, per_replica, cores):
     replicas = ceil(round(rate / (0.6 * per_replica), 6))
     return ceil(replicas / cores) + 1""",
     ),
+    "15.3": Exercise(
+        lambda answer: (
+            answer(["Positive", "Neutral"], "1.0") == {"labels": ["Positive", "Neutral"], "version": "1.0"}
+        ),
+        "a dict with two keys; LitServe turns it into JSON",
+        """def answer(labels, version):
+    return {"labels": labels, "version": version}""",
+    ),
 }
