@@ -50,7 +50,7 @@ browser: setup  ## open the book and JupyterLab in Chromium, and click through t
 models: setup  ## chapters 01 to 05 with models of other architectures and labels  [COURSE_CHAPTERS="00 06"]
 	$(BIN)/python -m pytest -n 2 -m models tests/test_model_id.py
 
-cluster: setup  ## Ray over several hosts (network namespaces: Linux, as root), and updates under load
+cluster: setup  ## Ray Serve beside TorchServe, under load, and over hosts (network namespaces: Linux, as root)
 	$(BIN)/python -m pytest -m cluster tests/test_ray_app.py tests/test_ray_hosts.py
 
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)

@@ -80,7 +80,7 @@ for name, port in zip(
 
 
 # A worker gets one file after the other. With the longest at the end, the others would have nothing to do.
-LONGEST_FIRST = ("ray_app", "soak", "book", "redeploy", "handler_models", "export", "packaging", "archive")
+LONGEST_FIRST = ("soak", "book", "redeploy", "handler_models", "export", "packaging", "archive")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -94,7 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "container": _no_containers,
         "browser": lambda: "`make browser` runs these: the book and JupyterLab in Chromium",
         "models": lambda: "`make models` runs these: chapters with other models than the course's own",
-        "cluster": lambda: "`make cluster` runs these: several hosts, and updates under load",
+        "cluster": lambda: "`make cluster` runs these: Ray beside TorchServe, over several hosts, under load",
     }
     for mark, reason in reasons.items():
         if marked := [item for item in items if mark in item.keywords]:

@@ -193,6 +193,7 @@ BODIES = (
 
 
 @pytest.mark.parametrize("model", ["my_model", "echo", "text", "image", "classifier"])
+@pytest.mark.cluster
 def test_same_answers(model: str, addresses: tuple[str, str]) -> None:
     calls = [
         ("POST", f"/predictions/{model}", {"data": body, "headers": {"Content-Type": type} if type else {}})
@@ -216,6 +217,7 @@ def test_same_answers(model: str, addresses: tuple[str, str]) -> None:
     assert statuses == wanted | {404, 500}  # 500: a "%" in a form that stands for nothing
 
 
+@pytest.mark.cluster
 def test_same_answers_to_odd_handlers(addresses: tuple[str, str]) -> None:
     said: list[Any] = [
         *({"do": "status", "code": code} for code in (201, 204, 302, 404, 418, 500)),
@@ -232,6 +234,7 @@ def test_same_answers_to_odd_handlers(addresses: tuple[str, str]) -> None:
     assert {200, 204, 302, 400, 404, 418, 422, 429, 500, 503, 507} <= set(statuses)
 
 
+@pytest.mark.cluster
 def test_same_addresses(addresses: tuple[str, str]) -> None:
     calls: list[tuple[str, str, dict[str, Any]]] = [
         *(("GET", path, {}) for path in ("/ping", "/ping/", "/predictions", "/nowhere", "/models/a/b/c")),
@@ -242,6 +245,7 @@ def test_same_addresses(addresses: tuple[str, str]) -> None:
     assert assert_same(addresses, calls) == [200, 200, 404, 404, 404, 404, 404, 413]
 
 
+@pytest.mark.cluster
 def test_an_application_below_a_prefix_has_all_addresses_there(
     torchserve: TorchServe, ray_address: str
 ) -> None:
@@ -263,6 +267,7 @@ def test_an_application_below_a_prefix_has_all_addresses_there(
     eventually(lambda: torchserve.metrics.scrape("own_letters")["value"].sum() == 8)
 
 
+@pytest.mark.cluster
 def test_same_answers_in_an_envelope(
     torchserve: TorchServe, archives: dict[str, Path], ray_address: str
 ) -> None:
@@ -279,6 +284,7 @@ def test_same_answers_in_an_envelope(
         assert assert_same((enveloped.inference_address, ray_address), calls) == [200, 200, 503, 503]
 
 
+@pytest.mark.cluster
 def test_same_streams(addresses: tuple[str, str]) -> None:
     """The parts of a streamed answer come as the handler sends them, and are the same."""
     calls: list[tuple[str, str, dict[str, Any]]] = [
@@ -294,6 +300,7 @@ def test_same_streams(addresses: tuple[str, str]) -> None:
         assert times[b"end"] - times[b"a"] > 2, address
 
 
+@pytest.mark.cluster
 def test_same_descriptions(torchserve: TorchServe, addresses: tuple[str, str], ray_address: str) -> None:
     theirs, ours = torchserve.management_address, ray_address
     unknown: list[tuple[str, str, dict[str, Any]]] = [
@@ -312,6 +319,7 @@ def test_same_descriptions(torchserve: TorchServe, addresses: tuple[str, str], r
     assert a == b
 
 
+@pytest.mark.cluster
 def test_same_metrics(torchserve: TorchServe, addresses: tuple[str, str], ray_address: str) -> None:
     """The same names with the same labels, and one more for the replica; a handler's counters count alike."""
     theirs = labels_by_name(torchserve.inference, torchserve.metrics)
@@ -333,6 +341,7 @@ def labels_by_name(inference: InferenceClient, metrics: MetricsClient) -> dict[s
     return {row["name"]: set(row["labels"]) for row in rows if row not in others}
 
 
+@pytest.mark.cluster
 def test_a_replica_ends_as_a_worker_does_and_comes_back(addresses: tuple[str, str]) -> None:
     for fault in ({"do": "exit"}, {"do": "sleep", "seconds": 6}):  # responseTimeout is 3 s
         assert assert_same(addresses, [("POST", "/predictions/odd", {"json": fault})]) == [500]
@@ -341,6 +350,7 @@ def test_a_replica_ends_as_a_worker_does_and_comes_back(addresses: tuple[str, st
                 assert client.predict("odd", {"do": "text"}, retries=20) == "שלום 😍"
 
 
+@pytest.mark.cluster
 def test_requests_after_a_hung_replica_may_be_repeated(addresses: tuple[str, str], ray_address: str) -> None:
     """Only the hung request gets a 500; those that the handler has not seen get a 503 or an answer."""
     url = f"{ray_address}/predictions/odd"
@@ -358,6 +368,7 @@ def test_requests_after_a_hung_replica_may_be_repeated(addresses: tuple[str, str
     assert all("Ask again" in text for status, text in answers if status == 503)
 
 
+@pytest.mark.cluster
 def test_requests_are_batched(addresses: tuple[str, str], ray_address: str) -> None:
     def size(_: int) -> int:
         answer = requests.post(f"{ray_address}/predictions/echo", data=b"x", timeout=60).json()
@@ -368,6 +379,7 @@ def test_requests_are_batched(addresses: tuple[str, str], ray_address: str) -> N
     assert 1 < max(sizes) <= 4
 
 
+@pytest.mark.cluster
 def test_the_librarys_clients_work_on_ray(addresses: tuple[str, str], ray_address: str) -> None:
     with closing(ManagementClient(ray_address)) as management, closing(MetricsClient(ray_address)) as metrics:
         assert management.list_models() == [{"modelName": "my_model", "modelUrl": "my_model.mar"}]
