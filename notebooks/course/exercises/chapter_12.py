@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,14 +14,6 @@ def _in_a_store(answer: Callable[..., Any]) -> Any:
         return answer(Path(folder), [sha256(b"known.mar").hexdigest(), sha256(b"gone").hexdigest()])
 
 
-_NOW = datetime(2026, 1, 1, 10, tzinfo=UTC)
-
-
-def _entry(seconds: float) -> dict[str, str]:
-    expires = _NOW + timedelta(seconds=seconds)
-    return {"key": "x", "expiration time": expires.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
-
-
 EXERCISES = {
     "12.1": Exercise(
         lambda answer: list(_in_a_store(answer)) == ["a.mar", "b.mar"],
@@ -34,11 +25,12 @@ def answer(store, digests):
     return sorted(mar.name for mar in Path(store).glob("*.mar") if archive_sha256(mar) not in digests)""",
     ),
     "12.2": Exercise(
-        lambda answer: abs(answer(_entry(90.5), _NOW) - 90.5) < 0.01 and answer(_entry(-5), _NOW) == 0,
-        "datetime.fromisoformat reads the time; a difference has total_seconds(); not below 0",
-        """from datetime import datetime
-
-def answer(entry, now):
-    return max(0, (datetime.fromisoformat(entry["expiration time"]) - now).total_seconds())""",
+        lambda answer: (
+            list(answer(90)) == ["token_expiration_min"]
+            and abs(answer(90)["token_expiration_min"] - 1.5) < 0.001
+        ),
+        "the setting is token_expiration_min; it counts minutes, and takes fractions",
+        """def answer(seconds):
+    return {"token_expiration_min": seconds / 60}""",
     ),
 }
