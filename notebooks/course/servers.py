@@ -118,7 +118,7 @@ def taken_port() -> Iterator[int]:
 def holder(port: int) -> int | None:
     """The id of the process that listens on a port, as `ss -ltnp` shows it."""
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
-    return next((c.pid for c in listening if c.laddr.port == port), None)
+    return next((c.pid for c in listening if c.laddr and c.laddr.port == port), None)
 
 
 def run_raw(folder: Path, store: Path, inference: int) -> subprocess.CompletedProcess[str]:
