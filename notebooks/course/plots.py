@@ -189,6 +189,8 @@ def predicted_and_measured(checked: pd.DataFrame) -> None:
 
 
 def _mark(axis: Any, marks: Mapping[str, float]) -> None:
+    left, right = axis.get_xlim()
     for number, (name, at) in enumerate(marks.items()):
+        side = "right" if at > (left + right) / 2 else "left"  # the text stays inside the plot
         axis.axvline(at, color=f"C{number + 3}", linestyle=":")
-        axis.text(at, axis.get_ylim()[1], f" {name}", color=f"C{number + 3}", va="top")
+        axis.text(at, axis.get_ylim()[1], f" {name} ", color=f"C{number + 3}", va="top", ha=side)
