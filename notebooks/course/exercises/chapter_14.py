@@ -1,10 +1,16 @@
+from collections.abc import Callable, Iterator
+
 from course.exercises import Exercise
 
 _TOKENS, _SHARES = ["<s>", "gre@@", "a@@", "t", "day"], [0.0, 0.25, 0.5, 0.25, -0.5]
-_SPEC = {
-    "openapi": "3.0.1",
-    "paths": {"/models": {"post": {}, "get": {}}, "/api": {"options": {}}},
-}
+
+
+def _yields_sentences(sentences: Callable[[Iterator[str]], Iterator[str]]) -> bool:
+    words = iter([" good", " day.", " so", " happy!", " the", " end"])
+    parts = sentences(words)
+    early = next(parts) == " good day." and next(words) == " so"  # it has not read on before it yields
+    return early and list(parts) == [" happy!", " the end"] and list(sentences(iter([" a."]))) == [" a."]
+
 
 EXERCISES = {
     "14.1": Exercise(
@@ -23,12 +29,16 @@ EXERCISES = {
     return found""",
     ),
     "14.2": Exercise(
-        lambda answer: (
-            [tuple(pair) for pair in answer(_SPEC)]
-            == [("GET", "/models"), ("OPTIONS", "/api"), ("POST", "/models")]
-        ),
-        'spec["paths"] maps a path to its methods',
-        """def answer(spec):
-    return sorted((method.upper(), path) for path, methods in spec["paths"].items() for method in methods)""",
+        _yields_sentences,
+        'collect text, and yield it and begin anew when word.endswith((".", "!"))',
+        """def answer(words):
+    text = ""
+    for word in words:
+        text += word
+        if word.endswith((".", "!")):
+            yield text
+            text = ""
+    if text:
+        yield text""",
     ),
 }
