@@ -41,4 +41,12 @@ def answer(request):
     rest = iter(labels)
     return [[next(rest) for _ in range(count)] for count in counts]""",
     ),
+    "03.3": Exercise(
+        lambda answer: (
+            [answer({"label": "Neutral", "score": score}) for score in (0.949, 0.95)] == ["Unsure", "Neutral"]
+        ),
+        'compare best["score"] with 0.95, and return "Unsure" or best["label"]',
+        """def answer(best):
+    return "Unsure" if best["score"] < 0.95 else best["label"]""",
+    ),
 }
