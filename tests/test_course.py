@@ -6,14 +6,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import course
 import pytest
-from course.logs import batches, batches_given
+from course.clients import Asking
+from course.logs import News, batches, batches_given
 from course.reruns import forget, stop_replaced
-from course.servers import free_ports, is_answered, write_config
+from course.scripts import run_script
+from course.servers import free_ports, holder, is_answered, taken_port, write_config
 from course.texts import sample_tweets
+from course.workers import memory, memory_of_file
 
 from tests.conftest import ROOT
 from tutorial_lib import TorchServe
@@ -119,3 +123,41 @@ def test_a_cell_that_starts_a_server_anew_ends_the_first_one(echo: Path) -> None
         stop_replaced("server = 1", {"server": first})
     finally:
         first.stop()
+
+
+def test_several_clients_ask_and_the_first_error_is_raised() -> None:
+    with Asking(threading.get_ident, clients=3) as client:
+        course.wait_until(lambda: len(set(client.answers)) == 3)
+    with pytest.raises(ZeroDivisionError), Asking(lambda: 1 / 0, clients=2) as failing:
+        failing.wait_for(1)
+
+
+def test_news_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ts_log.log").write_text("x - Load model failed\nx - something else\n")
+    (tmp_path / "model_log.log").write_text("")
+    news = News(tmp_path)
+    news.show("failed")
+    assert capsys.readouterr().out == "ts_log.log: Load model failed\nmodel_log.log: (no traceback)\n"
+    news.show("failed")
+    assert capsys.readouterr().out == "model_log.log: (no traceback)\n"
+
+
+def test_a_script_that_fails_shows_why(tmp_path: Path) -> None:
+    (tmp_path / "works.py").write_text("import os, sys; print(sys.argv[1], os.environ['WORD'])")
+    (tmp_path / "fails.py").write_text("raise SystemExit('no such model')")
+    assert run_script(tmp_path / "works.py", 3, WORD="yes") == "3 yes\n"
+    with pytest.raises(RuntimeError, match=r"fails\.py failed with exit status 1: no such model"):
+        run_script(tmp_path / "fails.py")
+
+
+def test_a_taken_port_has_a_holder() -> None:
+    with taken_port() as port:
+        assert holder(port) == os.getpid()
+    assert holder(port) is None
+
+
+def test_memory_of_a_process_and_of_its_files() -> None:
+    used = memory(os.getpid())
+    assert 0 < used["USS"] <= used["PSS"] <= used["RSS"]
+    with pytest.raises(LookupError, match=r"no file no\.such"):
+        memory_of_file(os.getpid(), "no.such")
