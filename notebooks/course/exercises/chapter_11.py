@@ -2,6 +2,8 @@ from collections.abc import Callable
 
 from course.exercises import Exercise
 
+_PARSED = [{"texts": ["Why?", "Yes."]}, {"error": "Why? It is no JSON."}, {"texts": ["Who? Me", "You?", "?"]}]
+
 
 def _counts(rate: Callable[[list[tuple[float, float]]], float]) -> bool:
     grows = rate([(0, 10), (10, 30), (20, 50)]) == 2
@@ -11,14 +13,10 @@ def _counts(rate: Callable[[list[tuple[float, float]]], float]) -> bool:
 
 EXERCISES = {
     "11.1": Exercise(
-        lambda answer: (
-            answer({"tokens": 100, "padding": 50}, {"tokens": 160, "padding": 70}) == 0.25
-            and answer({"tokens": 100, "padding": 50}, {"tokens": 100, "padding": 50}) == 0
-        ),
-        "what both grew by; the share is padding / (padding + tokens)",
-        """def answer(before, now):
-    tokens, padding = (now[name] - before[name] for name in ("tokens", "padding"))
-    return padding / (padding + tokens) if tokens else 0""",
+        lambda answer: answer(_PARSED) == 3 and answer([]) == 0,
+        'item.get("texts", ()) of each item: a request that is refused has no texts',
+        """def answer(parsed):
+    return sum(text.endswith("?") for item in parsed for text in item.get("texts", ()))""",
     ),
     "11.2": Exercise(
         _counts,
