@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from course.measuring import spare_the_machine
 from course.servers import free_ports
 
 from tutorial_lib import EngineNotFound, TorchServe, build_archive, export_model, find_engine
@@ -56,10 +57,7 @@ def own_temp() -> Iterator[None]:
         yield
 
 
-# Servers of tests live for seconds, so the JVM compiles quickly rather than well. Tests run side by side, so
-# torch takes one thread.
-os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+spare_the_machine()
 
 # Ray reads these when it is imported: a token of this run's own (else it keeps one in the home folder), and
 # no reports of its use to its makers.
@@ -80,7 +78,7 @@ for name, port in zip(
 
 
 # A worker gets one file after the other. With the longest at the end, the others would have nothing to do.
-LONGEST_FIRST = ("soak", "book", "redeploy", "handler_models", "export", "packaging", "archive")
+LONGEST_FIRST = ("soak", "book_browser", "redeploy", "handler_models", "export", "packaging", "archive")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -93,11 +91,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "resolve": lambda: "`make resolve` runs these: they ask the package index",
         "container": _no_containers,
         "browser": lambda: "`make browser` runs these: the book and JupyterLab in Chromium",
+        "rerun": lambda: "`pytest -m rerun` runs these: whole chapters, each cell twice, for minutes",
         "models": lambda: "`make models` runs these: chapters with other models than the course's own",
         "cluster": lambda: "`make cluster` runs these: Ray beside TorchServe, over several hosts, under load",
     }
     for mark, reason in reasons.items():
-        if marked := [item for item in items if mark in item.keywords]:
+        if marked := [item for item in items if item.get_closest_marker(mark)]:
             skip = pytest.mark.skip(reason=reason())
             for item in marked:
                 item.add_marker(skip)

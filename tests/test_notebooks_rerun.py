@@ -25,11 +25,7 @@ CHEAP = ("00", "01")  # seconds; the others take minutes
     ids=lambda chapter: chapter.stem,
 )
 @pytest.mark.timeout(900)
-def test_each_cell_runs_twice_in_a_row(
-    chapter: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    if not chapter.name.startswith(CHEAP) and "rerun" not in request.config.getoption("-m"):
-        pytest.skip("`pytest -m rerun` runs this: a whole chapter, each cell twice, for minutes")
+def test_each_cell_runs_twice_in_a_row(chapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COURSE_QUICK", "1")
     notebook = read(chapter)
     twice = [cell for cell in notebook.cells for _ in range(2 if cell.cell_type == "code" else 1)]

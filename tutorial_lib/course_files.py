@@ -8,10 +8,9 @@ _PACKAGE = Path(__file__).parent
 # The wheel carries them beside this file (pyproject.toml lists them); in a checkout they lie one folder up.
 _ROOTS = (_PACKAGE / "course_files", _PACKAGE.parent)
 
-
 # Where Python imports from a zip file, nothing but modules can be found.
 IN_A_ZIP = (
-    "tutorial_lib was imported from {place}, which is no folder, so its files can't be used. "
+    f"tutorial_lib was imported from {_PACKAGE.parent}, which is no folder, so its files can't be used. "
     "Install it with pip, or unpack it."
 )
 
@@ -30,7 +29,7 @@ def course_file(name: str) -> Path:
     'handler.py'
     """
     if not _PACKAGE.is_dir():
-        raise FileNotFoundError(IN_A_ZIP.format(place=_PACKAGE.parent))
+        raise FileNotFoundError(IN_A_ZIP)
     for root in _ROOTS:
         if (root / name).exists():
             return root / name

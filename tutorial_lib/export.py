@@ -117,7 +117,7 @@ def _find_source(model_id: str, revision: str | None) -> Path:
     """The local folder that holds the model's files, fetched from the hub if need be."""
     if model_id == "embedded":
         if not EMBEDDED.is_dir():
-            raise ExportError(IN_A_ZIP.format(place=EMBEDDED.parent.parent))
+            raise ExportError(IN_A_ZIP)
         return EMBEDDED
     if Path(model_id).is_dir():
         return Path(model_id)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from course.files import course_archive, new_folder, sample_request
 from course.labels import label_map
-from course.measuring import measured, quick, seconds, times
+from course.measuring import measured, quick, seconds, spare_the_machine, times
 from course.reruns import forget, watch_cells
 from course.waiting import changes, wait_until
 
@@ -53,9 +53,8 @@ def set_up() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # A download shows its progress bar; loading weights for a second does not.
     os.environ.setdefault("TQDM_DELAY", "5")
-    if quick:  # servers live for seconds, beside those of other chapters
-        os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if quick:
+        spare_the_machine()
     logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # "OpenVINO is not enabled"
     watch_cells()
 

@@ -121,6 +121,12 @@ def holder(port: int) -> int | None:
     return next((c.pid for c in listening if c.laddr and c.laddr.port == port), None)
 
 
+def _environment(temp: Path) -> dict[str, str]:
+    """The environment of a raw server: a Java, and its folder for temporary files."""
+    java = {"JAVA_HOME": str(find_java().home)}
+    return {**os.environ, **java, **dict.fromkeys(("TMPDIR", "TEMP"), str(temp))}
+
+
 def run_raw(folder: Path, store: Path, inference: int) -> subprocess.CompletedProcess[str]:
     """Runs `torchserve --start --foreground` on this inference port until it ends by itself.
 
@@ -133,12 +139,10 @@ def run_raw(folder: Path, store: Path, inference: int) -> subprocess.CompletedPr
     config = folder / "config.properties"
     config.write_text(config.read_text().replace(address, f"http://127.0.0.1:{inference}"))
     command = f"torchserve --start --foreground --ncs --model-store {store.absolute()}"
-    environment = {**os.environ, "JAVA_HOME": str(find_java().home)}
-    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(folder.absolute()))
     return subprocess.run(
         [*command.split(), "--ts-config", "config.properties"],
         cwd=folder,
-        env=environment,
+        env=_environment(folder.absolute()),
         capture_output=True,
         text=True,
     )
@@ -170,8 +174,7 @@ def raw_server(
         TimeoutError: it was not ready within 120 seconds, or ended; the message has the log's end.
     """
     own_temp = temp or Path(tempfile.mkdtemp())  # a short path: a socket's has 107 characters at most
-    environment = {**os.environ, "JAVA_HOME": str(find_java().home)}
-    environment |= dict.fromkeys(("TMPDIR", "TEMP"), str(own_temp))
+    environment = _environment(own_temp)
     if user:  # the folders become this user's
         environment["HOME"] = str(own_temp)
         for path in (folder, own_temp):
