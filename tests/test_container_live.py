@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from course.containers import has_registry, registry
 from course.servers import free_port
 
 from tests.conftest import ROOT, eventually
@@ -250,33 +250,18 @@ def test_a_model_that_does_not_load_shows_its_traceback(image: Image, tmp_path: 
 # Where it goes from here
 
 
-def test_it_goes_to_a_registry_and_comes_back(image: Image, tmp_path: Path) -> None:
-    program = shutil.which("docker-registry")
-    if program is None:
+def test_it_goes_to_a_registry_and_comes_back(image: Image) -> None:
+    if not has_registry():
         pytest.skip("there is no docker-registry on this machine")
-    port = free_port()
-    config = {
-        "version": 0.1,
-        "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
-        "http": {"addr": f"127.0.0.1:{port}"},
-    }
-    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
-    with subprocess.Popen(
-        [program, "serve", str(tmp_path / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-    ) as registry:
-        try:
-            eventually(lambda: not requests_refused(f"http://127.0.0.1:{port}"), seconds=20)
-            pushed = image.push(f"127.0.0.1:{port}/torchserve-course:1.0", tls_verify=False)
-            tags = requests.get(f"http://127.0.0.1:{port}/v2/torchserve-course/tags/list", timeout=30).json()
-            assert tags["tags"] == ["1.0"]
-            pushed.remove()
-            assert not image.engine.has_image(pushed.name)
-            pushed.pull(tls_verify=False)
-            assert pushed.layers() == image.layers()
-            pushed.remove()
-        finally:
-            registry.terminate()
+    with registry() as (address, _):
+        pushed = image.push(f"{address}/torchserve-course:1.0", tls_verify=False)
+        tags = requests.get(f"http://{address}/v2/torchserve-course/tags/list", timeout=30).json()
+        assert tags["tags"] == ["1.0"]
+        pushed.remove()
+        assert not image.engine.has_image(pushed.name)
+        pushed.pull(tls_verify=False)
+        assert pushed.layers() == image.layers()
+        pushed.remove()
 
 
 def test_podman_runs_what_kubernetes_would(image: Image, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
+from tests.course_copy import run_chapters
 from tutorial_lib import ExportError, export_model
 from tutorial_lib.export import EMBEDDED
 
@@ -116,9 +117,8 @@ def hub() -> Iterator[Hub]:
 
 
 def asking(hub: Hub, cache: Path) -> dict[str, str]:
-    """The environment of a process that asks this hub; huggingface_hub reads it on import."""
+    """Variables of a process that asks this hub; huggingface_hub reads them on import."""
     return {
-        **os.environ,
         "HF_ENDPOINT": hub.address,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
@@ -140,7 +140,7 @@ def export_from(hub: Hub, *exports: tuple[str, Path], before: str = "") -> list[
     )
     downloads = len(hub.starts)
     command = [sys.executable, "-c", code, *(str(word) for export in exports for word in export)]
-    env = asking(hub, exports[0][1].parent / "hub")
+    env = {**os.environ, **asking(hub, exports[0][1].parent / "hub")}
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     if len(hub.starts) > downloads:
@@ -198,17 +198,10 @@ def test_a_repository_with_a_pickle_alone_becomes_safetensors(
 
 def test_a_chapter_runs_alone_with_a_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     """In a copy of the course with nothing built: what it needs of earlier chapters, it makes."""
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    for file in ROOT.iterdir():
-        if file.is_file():
-            shutil.copy(file, tmp_path)
-    command = [sys.executable, str(ROOT / "book" / "run.py"), "--in-place", "01"]
-    command += ["--notebooks", str(tmp_path / "notebooks"), "--model-id", f"owner/model@{COMMIT}"]
-    env = asking(hub, tmp_path / "hub")
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "course"
+    run_chapters("01", folder, f"owner/model@{COMMIT}", **asking(hub, tmp_path / "hub"))
     assert hub.revisions == {COMMIT} and hub.starts == [0]
-    assert (tmp_path / "build" / "my_model" / "model.safetensors").is_file()
+    assert (folder / "build" / "my_model" / "model.safetensors").is_file()
 
 
 def test_a_repository_without_weights_is_said(hub: Hub, tmp_path: Path) -> None:

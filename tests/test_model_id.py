@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from course import label_map
 from run import absolute
 
 from tests.conftest import ROOT
+from tests.course_copy import run_chapters
 from tests.models import tiny_model
 from tests.test_book import outputs, write
 from tests.test_book import run as run_course
@@ -136,33 +134,17 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def run_chapters(chapters: str, folder: Path, model: Path) -> Any:
-    """Runs chapters in a copy of the course with nothing built; returns the first one, executed."""
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    for file in ROOT.iterdir():
-        if file.is_file():
-            shutil.copy(file, folder)
-    for name in ("benchmarks", "deploy"):
-        shutil.copytree(ROOT / name, folder / name)
-    command = [sys.executable, str(ROOT / "book" / "run.py"), "--in-place", *chapters.split()]
-    command += ["--notebooks", "notebooks", "--build", "build", "--model-id", str(model)]
-    environment = {**os.environ, "COURSE_QUICK": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (first,) = (folder / "notebooks").glob(f"{chapters[:2]}_*.ipynb")
-    return nbformat.read(first, as_version=4)
-
-
 @pytest.mark.models
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", OTHERS)
 def test_chapters_run_with_another_model(kind: str, tmp_path: Path) -> None:
     architecture, config, labels = OTHERS[kind]
     tiny_model(tmp_path / "mine", architecture, **config)
-    first = run_chapters(CHAPTERS, tmp_path / "course", tmp_path / "mine")
+    first = run_chapters(CHAPTERS, tmp_path / "course", tmp_path / "mine", COURSE_QUICK="1")
     assert re.search(labels, str([cell.get("outputs") for cell in first.cells]))
 
 
 def test_the_first_chapter_runs_with_a_model_that_can_t_pad(tmp_path: Path) -> None:
-    export = run_chapters("01", tmp_path / "course", without_padding(tmp_path / "mine"))
+    model = without_padding(tmp_path / "mine")
+    export = run_chapters("01", tmp_path / "course", model, COURSE_QUICK="1")
     assert "Negative" in str([cell.get("outputs") for cell in export.cells])
