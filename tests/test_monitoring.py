@@ -8,12 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 import yaml
-from course.servers import free_port
+from course.prometheus import Prometheus
 
 from tests.conftest import ROOT, eventually
 from tutorial_lib import ApiError, TorchServe
@@ -138,72 +137,33 @@ def test_the_rules_fire_when_they_should(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def prometheus(server: TorchServe, tmp_path: Path) -> Iterator[str]:
+def prometheus(server: TorchServe, tmp_path: Path) -> Iterator[Prometheus]:
     """A Prometheus of its own, with this repository's configuration, on a free port and for this server."""
-    (tmp_path / "key").write_text("any")
-    shutil.copy(MONITORING / "alerts.yml", tmp_path)
-    config = (MONITORING / "prometheus.yml").read_text()
-    for place, here in (
-        ("torchserve:8082", server.metrics_address.removeprefix("http://")),
-        ("/run/keys/inference", str(tmp_path / "key")),
-        ("15s", "1s"),
-    ):
-        assert place in config
-        config = config.replace(place, here)
-    (tmp_path / "prometheus.yml").write_text(config)
-    check = subprocess.run(
-        ["promtool", "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True
-    )
+    running = Prometheus(tmp_path, server, faster={})
+    config = tmp_path / "prometheus" / "prometheus.yml"
+    check = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr
-    port = free_port()
-    with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={tmp_path / 'prometheus.yml'}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        running.terminate()
-        running.wait(30)
+    with running:
+        yield running
 
 
 @needs_prometheus
-def test_a_real_prometheus_scrapes_and_evaluates_all_rules(server: TorchServe, prometheus: str) -> None:
-    def ask(expression: str) -> list[dict[str, Any]]:
-        try:
-            reply = requests.get(f"{prometheus}/api/v1/query", params={"query": expression}, timeout=10)
-        except requests.ConnectionError:
-            return []
-        if reply.status_code == 503:  # it is starting
-            return []
-        answer = reply.json()
-        assert answer["status"] == "success", f"{expression}: {answer}"
-        result: list[dict[str, Any]] = answer["data"]["result"]
-        return result
-
+def test_a_real_prometheus_scrapes_and_evaluates_all_rules(
+    server: TorchServe, prometheus: Prometheus
+) -> None:
+    ask = prometheus.query
     eventually(lambda: ask('up{job="torchserve"} == 1'))
     server.inference.predict("my_model", {"input": ["good"]})
     eventually(lambda: ask("handler_texts_total"))  # a counter's rate is known from its second scrape on
 
     for _ in range(3):
         server.inference.predict("my_model", {"input": ["good", "bad"]})
-    eventually(
-        lambda: [float(r["value"][1]) for r in ask("handler_texts_total")] == [counters(server)["texts"]]
-    )
+    eventually(lambda: [value for _, value in ask("handler_texts_total")] == [counters(server)["texts"]])
     assert eventually(lambda: ask("rate(handler_texts_total[1m]) / rate(handler_requests_total[1m]) > 0"))
     for expression in expressions().values():
         ask(expression)
     eventually(lambda: ask("handler:label:share1h") and ask("card:label:share"))
 
-    rules = requests.get(f"{prometheus}/api/v1/rules", timeout=10).json()["data"]["groups"]
+    rules = prometheus.get("rules")["groups"]
     assert {rule["health"] for group in rules for rule in group["rules"]} == {"ok"}
-    assert not [
-        alert for alert in ask('ALERTS{alertstate="firing"}') if alert["metric"]["severity"] == "page"
-    ]
+    assert not [labels for labels, _ in ask('ALERTS{alertstate="firing"}') if labels["severity"] == "page"]

@@ -18,7 +18,7 @@ from course.servers import free_port
 from course.waiting import wait_until
 from tutorial_lib import TorchServe
 
-MONITORING = Path("deploy/monitoring")
+MONITORING = Path(__file__).resolve().parents[2] / "deploy" / "monitoring"
 
 
 def is_installed() -> bool:
@@ -42,27 +42,39 @@ class Prometheus:
         self._folder = folder / "prometheus"
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        rules = (MONITORING / "alerts.yml").read_text()
-        for normal, quick in faster.items():
-            rules = rules.replace(normal, quick)
-        (self._folder / "alerts.yml").write_text(rules)
-        (self._folder / "key").write_text(server.token("inference"))
-        config = (MONITORING / "prometheus.yml").read_text().replace("15s", "1s")
-        config = config.replace("torchserve:8082", server.metrics_address.removeprefix("http://"))
-        config = config.replace("/run/keys/inference", str((self._folder / "key").absolute()))
-        (self._folder / "prometheus.yml").write_text(config)
+        key = self._folder / "key"
+        key.write_text(server.token("inference"))
+        here = {
+            "torchserve:8082": server.metrics_address.removeprefix("http://"),
+            "/run/keys/inference": str(key.absolute()),
+            "15s": "1s",
+        }
+        self._write("prometheus.yml", here)
+        self._write("alerts.yml", faster)
+
+    def _write(self, name: str, changes: Mapping[str, str]) -> None:
+        """Writes a file of deploy/monitoring with some texts, which it must have, replaced by others."""
+        text = (MONITORING / name).read_text()
+        for old, new in changes.items():
+            assert old in text, f"{name} has no {old!r}"
+            text = text.replace(old, new)
+        (self._folder / name).write_text(text)
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """What an expression gives now: pairs of labels and a value; none while Prometheus starts."""
         try:
-            found = self._get("query", query=expression)["result"]
-        except requests.RequestException:
+            found = self.get("query", query=expression)["result"]
+        except requests.ConnectionError:
+            return []
+        except requests.HTTPError as error:
+            if error.response.status_code != 503:
+                raise
             return []
         return [(sample["metric"], float(sample["value"][1])) for sample in found]
 
     def alert(self, name: str) -> str:
         """An alert's state: "inactive", "pending" (its condition is new) or "firing"."""
-        alerts = self._get("alerts")["alerts"]
+        alerts = self.get("alerts")["alerts"]
         states = [alert["state"] for alert in alerts if alert["labels"]["alertname"] == name]
         return states[0] if states else "inactive"
 
@@ -84,13 +96,18 @@ class Prometheus:
         plt.show()
 
     def _since_start(self, expression: str) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
-        found = self._get("query_range", query=expression, start=self._began, end=time.time(), step=1)
+        found = self.get("query_range", query=expression, start=self._began, end=time.time(), step=1)
         return [
             (series["metric"], [(at - self._began, float(value)) for at, value in series["values"]])
             for series in found["result"]
         ]
 
-    def _get(self, what: str, **parameters: object) -> Any:
+    def get(self, what: str, **parameters: object) -> Any:
+        """What Prometheus' HTTP API answers: "query", "rules", "alerts", …
+
+        Raises:
+            requests.RequestException: it does not answer, or with an error.
+        """
         reply = requests.get(f"{self._address}/api/v1/{what}", params=parameters, timeout=10)  # type: ignore[arg-type]
         reply.raise_for_status()
         return reply.json()["data"]
