@@ -120,6 +120,12 @@ def test_a_failed_chapter_stops_no_other_and_has_a_page_that_says_how_it_failed(
     assert "papermill" not in broken
     assert "Its Python process died" in (book / "02_die.html").read_text()
 
+    for chapter in ("02_die", "03_garbled"):
+        (chapters / f"{chapter}.ipynb").unlink()
+    write(chapters, "01_break", ("", "1 + 1"), title="Break")
+    assert run(chapters).returncode == 0
+    assert "(failed)" not in (book / "index.html").read_text()
+
 
 def test_a_second_run_repeats_only_what_failed_or_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -142,8 +148,12 @@ def test_a_second_run_repeats_only_what_failed_or_changed(
     assert run_here(chapters, "01") == 0  # asked for by its number, it runs
     third = outputs(tmp_path)
     assert third["00_fine"] == second["00_fine"] and third["01_break"] != second["01_break"]
-    assert run_here(chapters, "--model-id", "some/model", "00") == 0
-    assert outputs(tmp_path)["00_fine"] != third["00_fine"]
+    assert run_here(chapters, "--model-id", "some/model") == 0
+    fourth = outputs(tmp_path)
+    assert fourth["00_fine"] != third["00_fine"]
+    (chapters / "helper.py").write_text("a newer one")
+    assert run_here(chapters, "--model-id", "some/model") == 0
+    assert not outputs(tmp_path).items() & fourth.items()
 
 
 def test_an_input_that_changes_while_a_chapter_runs_makes_it_run_again(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
         int8: multiply matrices in 8-bit integers: weights are quantized now, one scale for each
             column, activations as they come (ONNX Runtime's dynamic quantization). Faster, a quarter
             of the size of what is quantized, and not quite the same answers: chapter 09 counts them.
-        keep_float32: with `int8`, a file for the graph as it was before, to compare the two; None keeps none.
+        keep_float32: a file for the graph as it is before it is quantized, to compare the two.
 
     Returns:
         the file.
@@ -63,10 +63,10 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
         file = Path(scratch) / "model.onnx"
         _write(model, probes[0], file)
         _check(model, probes, file)
+        if keep_float32 is not None:
+            shutil.copyfile(file, keep_float32)
         if int8:
-            full, file = file, _quantized(file)
-            if keep_float32 is not None:
-                shutil.move(full, keep_float32)
+            file = _quantized(file)
         return file.replace(folder / "model.onnx")
 
 
