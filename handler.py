@@ -6,12 +6,14 @@ those that score `threshold` or more; a regression answers its number. A bad req
 with a sentence, and the other requests of its batch get their answers.
 """
 
+import importlib.util
 import itertools
 import json
 import logging
 import math
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
@@ -24,7 +26,7 @@ logger.info("Transformers version %s", transformers.__version__)
 
 # model-config.yaml explains each; chapter 09 measures the first four.
 DEFAULTS = {
-    "backend": "torch",
+    "backend": "auto",
     "dtype": "float32",
     "threads": None,
     "forward_size": 4,
@@ -111,28 +113,55 @@ class ModelHandler(BaseHandler):
     def _load_backend(self, model_dir):
         """A function from padded token ids and their mask, both [rows, tokens], to logits [rows, classes]."""
         backends = {"torch": self._load_torch, "onnx": self._load_onnx}
+        if self.options["backend"] == "auto":
+            self.options["backend"] = self._fastest(model_dir)
         if self.options["backend"] not in backends:
-            raise RuntimeError(f"There is no backend {self.options['backend']!r}: it is torch or onnx")
+            raise RuntimeError(f"There is no backend {self.options['backend']!r}: it is auto, torch or onnx")
         return backends[self.options["backend"]](model_dir)
+
+    def _fastest(self, model_dir):
+        """onnx where the archive has its file; but the file is for CPUs."""
+        if self.device.type != "cpu" or not (model_dir / "model.onnx").is_file():
+            return "torch"
+        if importlib.util.find_spec("onnxruntime") is None:
+            logger.warning("model.onnx is not used: pip install onnxruntime where TorchServe runs")
+            return "torch"
+        return "onnx"
 
     def _load_torch(self, model_dir):
         if not any(model_dir.glob("*.safetensors")):
             raise RuntimeError("Missing the weights: archive model.safetensors as --serialized-file")
-        if self.options["dtype"] not in ("float32", "bfloat16"):
-            raise RuntimeError(f"There is no dtype {self.options['dtype']!r}: it is float32 or bfloat16")
+        _check_memory(*model_dir.glob("*.safetensors"))
+        dtype = self.options["dtype"] = self._dtype(self.options["dtype"])
         self.model = AutoModelForSequenceClassification.from_pretrained(
             model_dir,
-            dtype=getattr(torch, self.options["dtype"]),
+            dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
         )
         self.model.to(self.device).eval()
+        logger.info("Using backend torch in %s", dtype)
 
         def logits(ids, mask):
             inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
             return self.model(**inputs).logits.float()
 
         return logits
+
+    def _dtype(self, asked):
+        """The dtype asked for; auto: bfloat16 where the hardware computes in it."""
+        if asked not in ("auto", "float32", "bfloat16"):
+            raise RuntimeError(f"There is no dtype {asked!r}: it is auto, float32 or bfloat16")
+        if self.device.type == "cuda":
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+            able = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16": Arm's
+        if asked == "bfloat16" and not able:
+            logger.warning("%s does not compute in bfloat16: float32 is faster", self.device)
+        if asked == "auto":
+            return "bfloat16" if able else "float32"
+        return asked
 
     def _load_onnx(self, model_dir):
         try:
@@ -145,6 +174,7 @@ class ModelHandler(BaseHandler):
             raise RuntimeError(
                 "Missing model.onnx: tutorial_lib.export_onnx(model_dir) makes it; then archive again"
             )
+        _check_memory(model_dir / "model.onnx")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options["threads"] or 0  # 0: one for each core
         providers = ["CPUExecutionProvider"]
@@ -155,6 +185,7 @@ class ModelHandler(BaseHandler):
             providers=providers,
             disabled_optimizers=["SkipLayerNormFusion"],
         )
+        logger.info("Using backend onnx")
 
         def logits(ids, mask):
             inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
@@ -390,6 +421,16 @@ class ModelHandler(BaseHandler):
             if count:
                 own = [Dimension(*pair) for pair in {**dimensions, "model_version": version}.items()]
                 metrics.add_metric(name, count, "count", dimensions=own)
+
+
+def _check_memory(*weights):
+    """A worker that finds no memory is killed without a word; better to say it before."""
+    need, free = sum(file.stat().st_size for file in weights), psutil.virtual_memory().available
+    if need > free:
+        raise RuntimeError(
+            f"The weights need {need / 1e6:.0f} MB of memory, and {free / 1e6:.0f} MB are free. Each worker "
+            "has its own copy: set fewer (minWorkers, maxWorkers), or add memory"
+        )
 
 
 def _is_unicode(text):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,16 +39,81 @@ def ask(folder: Path, tmp_path: Path, **options: Any) -> list[HandlerAnswer]:
 
 @pytest.mark.parametrize(
     ("options", "farthest"),
-    [({"backend": "onnx"}, 0.15), ({"dtype": "bfloat16"}, 0.03), ({"forward_size": 3}, 1e-5)],
+    [
+        ({"backend": "onnx"}, 0.1),
+        ({"backend": "torch", "dtype": "bfloat16"}, 0.03),
+        ({"backend": "torch", "forward_size": 3}, 1e-5),
+    ],
     ids=["onnx int8", "bfloat16", "another batch"],
 )
 def test_every_backend_gives_the_same_labels(
     folder: Path, tmp_path: Path, options: dict[str, Any], farthest: float
 ) -> None:
-    expected, found = ask(folder, tmp_path), ask(folder, tmp_path, **options)
+    expected, found = ask(folder, tmp_path, backend="torch"), ask(folder, tmp_path, **options)
     pairs = [(a.body[0], b.body[0]) for a, b in zip(expected, found, strict=True)]
     assert sum(a["label"] == b["label"] for a, b in pairs) >= 0.98 * len(pairs)
     assert all(abs(a["score"] - b["score"]) <= farthest for a, b in pairs if a["label"] == b["label"])
+
+
+def test_an_int8_answer_does_not_depend_on_its_neighbours(folder: Path, tmp_path: Path) -> None:
+    """To the last bits, in which sums of another order differ."""
+    alone = [answer.body[0] for answer in ask(folder, tmp_path, backend="onnx", forward_size=1)]
+    for size in (2, 4, 60):
+        together = [answer.body[0] for answer in ask(folder, tmp_path, backend="onnx", forward_size=size)]
+        assert [one["label"] for one in together] == [one["label"] for one in alone]
+        for one, other in zip(alone, together, strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["albert", "deberta-v2"])
+def test_int8_of_other_architectures_is_close_and_of_integers(tmp_path: Path, architecture: str) -> None:
+    """ALBERT's layers share their weights."""
+    model = tiny_model(tmp_path / "model", architecture)
+    assert b"MatMulIntegerToFloat" in export_onnx(model).read_bytes()
+    expected, found = ask(model, tmp_path, backend="torch"), ask(model, tmp_path, backend="onnx")
+    for one, other in zip(expected, found, strict=True):
+        assert one.body[0]["score"] == pytest.approx(other.body[0]["score"], abs=0.05)
+
+
+def test_auto_takes_what_the_archive_and_the_machine_have(
+    folder: Path,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def log(folder: Path, **options: Any) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            ask(folder, tmp_path, **options)
+        return caplog.text
+
+    assert "Using backend onnx" in log(folder)
+    assert "Using backend torch" in log(model_dir)
+    assert "Using backend torch" in log(folder, backend="torch", dtype="auto")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda *of: None if of[0] == "onnxruntime" else find(*of)
+    )
+    said = log(folder)
+    assert "Using backend torch" in said and "pip install onnxruntime" in said
+
+
+@pytest.mark.parametrize(("able", "taken"), [(True, "bfloat16"), (False, "float32")])
+def test_dtype_auto_is_bfloat16_where_the_processor_computes_in_it(
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    able: bool,
+    taken: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": able})
+    with caplog.at_level("INFO"):
+        ask(model_dir, tmp_path, dtype="auto")
+        assert f"Using backend torch in {taken}" in caplog.text
+        ask(model_dir, tmp_path, dtype="bfloat16")
+    assert ("float32 is faster" in caplog.text) is not able
 
 
 def test_a_graph_of_full_precision_alone(tmp_path: Path) -> None:
@@ -60,7 +127,7 @@ def test_a_full_precision_graph_gives_the_same_scores(folder: Path, tmp_path: Pa
     small = (own / "model.onnx").stat().st_size
     shutil.copy(folder.with_name("float32.onnx"), own / "model.onnx")
     assert (own / "model.onnx").stat().st_size > 1.5 * small
-    expected, found = ask(folder, tmp_path), ask(own, tmp_path, backend="onnx")
+    expected, found = ask(folder, tmp_path, backend="torch"), ask(own, tmp_path, backend="onnx")
     for a, b in zip(expected, found, strict=True):
         assert a.body[0]["label"] == b.body[0]["label"]
         assert a.body[0]["score"] == pytest.approx(b.body[0]["score"], abs=1e-4)
@@ -79,8 +146,8 @@ def test_threads_are_those_asked_for(model_dir: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"backend": "onnx"}, "Missing model.onnx: .*export_onnx"),
-        ({"backend": "tensorflow"}, "no backend 'tensorflow': it is torch or onnx"),
-        ({"dtype": "int8"}, "no dtype 'int8': it is float32 or bfloat16"),
+        ({"backend": "tensorflow"}, "no backend 'tensorflow': it is auto, torch or onnx"),
+        ({"dtype": "int8"}, "no dtype 'int8': it is auto, float32 or bfloat16"),
     ],
 )
 def test_options_that_can_not_be_had(
@@ -88,3 +155,12 @@ def test_options_that_can_not_be_had(
 ) -> None:
     with pytest.raises(RuntimeError, match=said):
         ask(model_dir, tmp_path, **options)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_a_worker_too_many_for_the_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5_000_000))
+    with pytest.raises(RuntimeError, match=r"weights need .* and 5 MB are free.*minWorkers"):
+        ask(folder, tmp_path, backend=backend)
