@@ -62,14 +62,17 @@ container: setup  ## build the image, run it, break it (installs podman on Debia
 resolve: setup  ## ask the package index whether each supported Python gets its environment (5 minutes)
 	$(BIN)/python -m pytest -m resolve tests/test_packaging.py
 
-bench: setup .venv-bentoml/installed  ## measure against LitServe, Ray Serve, BentoML: 25 minutes, nothing else running
+bench: setup .venv-bentoml/installed .venv-mlserver/installed  ## measure handlers, and servers: half an hour, alone
 	$(BIN)/python benchmarks/run.py
 
-.venv-bentoml/installed: constraints.txt
-	$(PYTHON) -m venv .venv-bentoml
-	grep -E '^(torch|transformers|numpy)==' constraints.txt > .venv-bentoml/pins.txt
-	.venv-bentoml/bin/python -m pip install --quiet --progress-bar off -c .venv-bentoml/pins.txt \
-	    bentoml==1.4.40 emoji torch transformers numpy
+# Servers whose pins are not ours, each in an environment of its own.
+.venv-bentoml/installed: SERVER = bentoml==1.4.40
+.venv-mlserver/installed: SERVER = mlserver==1.7.1
+.venv-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	grep -E '^(torch|transformers|numpy|onnxruntime)==' constraints.txt > .venv-$*/pins.txt
+	.venv-$*/bin/python -m pip install --quiet --progress-bar off -c .venv-$*/pins.txt \
+	    $(SERVER) onnxruntime -e '.[export,serving]'
 	@touch $@
 
 lint: setup  ## ruff and mypy

@@ -1,16 +1,16 @@
-"""BentoML with its documented batching: bentoml serve bento_app:Sentiment, MODEL_DIR in the environment."""
+"""BentoML with its documented batching: `bentoml serve bento_app:Served`; $ARCHIVE, $WORKERS."""
 
 import os
 
 import bentoml
-from plain_model import PlainModel
+from handler_model import HandlerModel
 
 
-@bentoml.service(workers=2, traffic={"timeout": 60, "max_concurrency": 1000})
-class Sentiment:
+@bentoml.service(workers=int(os.environ["WORKERS"]), traffic={"timeout": 60, "max_concurrency": 1000})
+class Served:
     def __init__(self) -> None:
-        self.model = PlainModel(os.environ["MODEL_DIR"], threads=1)
+        self.model = HandlerModel(os.environ["ARCHIVE"])
 
     @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10_000)
     def predict(self, texts: list[str]) -> list[str]:
-        return self.model(texts)
+        return [answer[0] for answer in self.model([{"input": [text]} for text in texts])]

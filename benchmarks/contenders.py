@@ -23,7 +23,9 @@ from tutorial_lib.load import as_input
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BENTOML = ROOT / ".venv-bentoml" / "bin" / "bentoml"  # an environment of its own: its pins are not ours
+# In environments of their own, since their pins are not ours.
+BENTOML = ROOT / ".venv-bentoml" / "bin" / "bentoml"
+MLSERVER = ROOT / ".venv-mlserver" / "bin" / "mlserver"
 CORES = psutil.cpu_count(logical=False) or 1
 
 
@@ -34,6 +36,7 @@ class Running(NamedTuple):
     pid: int
     headers: Mapping[str, str] = MappingProxyType({})
     body: Callable[[list[str]], object] = as_input
+    answer: Callable[[bytes], object] = json.loads
 
 
 class Ours(NamedTuple):
@@ -57,10 +60,22 @@ class Ours(NamedTuple):
         file.write_text(json.dumps(settings))  # JSON is YAML
         return file
 
+    def archive(self, model_dir: Path, folder: Path) -> Path:
+        """The course's handler with these settings, as a folder that is an archive."""
+        return build_archive(
+            "served", handler=ROOT / "handler.py", model_dir=model_dir, config_file=self.config(folder),
+            export_path=folder, archive_format="no-archive",
+        )  # fmt: skip
+
 
 def ours(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
     """TorchServe with the course's handler."""
     return _torchserve(ROOT / "handler.py", model_dir, work, config_file=setting.config(work))
+
+
+def shipped(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
+    """TorchServe with the course's handler and model-config.yaml, as they are."""
+    return _torchserve(ROOT / "handler.py", model_dir, work, config_file=ROOT / "model-config.yaml")
 
 
 def article(
@@ -94,44 +109,82 @@ def _torchserve(
         yield Running(url, server.pid, {"Authorization": f"Bearer {server.token('inference')}"})
 
 
-def litserve(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
-    """LitServe: one worker with all cores, batches of 32 gathered for 10 ms."""
-    port = free_port()
-    return _program([sys.executable, HERE / "lit_app.py", model_dir, port, CORES], port, work)
+class Asked(NamedTuple):
+    """How a server wants to be asked, and where in its answer the labels are."""
+
+    path: str = "/predict"
+    body: Callable[[list[str]], object] = as_input
+    answer: Callable[[bytes], object] = json.loads
 
 
-def ray_serve(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
-    """Ray Serve, HAProxy: a replica of one thread for each core, batches of 32 gathered for 10 ms."""
-    port = free_port()
-    command = [sys.executable, HERE / "ray_app.py", model_dir, port, CORES]
+PLAIN = Asked()
+
+
+def litserve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
+    """LitServe: its workers, batches of 32 gathered for 10 ms."""
+    port, archive = free_port(), setting.archive(model_dir, work)
+    return _program([sys.executable, HERE / "lit_app.py", archive, port, setting.workers], port, work)
+
+
+def ray_serve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
+    """Ray Serve with its HAProxy, by `build_app`: a replica for each worker."""
     variables = dict.fromkeys(("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"), "1")
     variables["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"  # stops at once, not after 30 s
-    return _program(command, port, work, **variables)
+    return _ray(model_dir, work, setting, **variables)
 
 
-def bentoml(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
-    """BentoML: a worker of one thread for each core, adaptive batches of 32 at most."""
+def plain_ray_serve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
+    """Ray Serve as it comes: requests go through its proxy in Python."""
+    return _ray(model_dir, work, setting)
+
+
+def _ray(model_dir: Path, work: Path, setting: Ours, **variables: str) -> AbstractContextManager[Running]:
+    port, archive = free_port(), setting.archive(model_dir, work)
+    command = [sys.executable, HERE / "ray_app.py", archive, port, setting.workers]
+    return _program(command, port, work, Asked("/predictions/my_model"), **variables)
+
+
+def bentoml(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
+    """BentoML: its workers, adaptive batches of 32 at most."""
     port = free_port()
-    command = [BENTOML, "serve", "bento_app:Sentiment", "--host", "127.0.0.1", "--port", port]
-    variables = {"MODEL_DIR": str(model_dir), "BENTOML_HOME": str(work / "bentoml")}
-    variables["BENTOML_DO_NOT_TRACK"] = "true"
-    return _program([*command, "--working-dir", HERE], port, work, _as_texts, **variables)
+    command = [BENTOML, "serve", "bento_app:Served", "--host", "127.0.0.1", "--port", port]
+    variables = {
+        "ARCHIVE": str(setting.archive(model_dir, work)),
+        "WORKERS": str(setting.workers),
+        "BENTOML_HOME": str(work / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "true",
+    }
+    asked = Asked(body=lambda texts: {"texts": texts})
+    return _program([*command, "--working-dir", HERE], port, work, asked, **variables)
 
 
-def _as_texts(texts: list[str]) -> object:
-    return {"texts": texts}
+def mlserver(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
+    """MLServer: its parallel workers, adaptive batches of 32 gathered for 10 ms."""
+    port = free_port()
+    settings = {"host": "127.0.0.1", "http_port": port, "parallel_workers": setting.workers}
+    settings |= {"grpc_port": free_port(), "metrics_port": free_port(), "debug": False}
+    model = {"name": "my_model", "implementation": "ml_app.Served", "max_batch_size": 32}
+    model |= {"max_batch_time": 0.01, "parameters": {"uri": str(setting.archive(model_dir, work))}}
+    folder = work / "mlserver"
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps(model))
+
+    def body(texts: list[str]) -> object:
+        return {"inputs": [{"name": "texts", "shape": [len(texts)], "datatype": "BYTES", "data": texts}]}
+
+    asked = Asked(
+        "/v2/models/my_model/infer", body, lambda content: json.loads(content)["outputs"][0]["data"]
+    )
+    return _program([MLSERVER, "start", folder], port, work, asked, PYTHONPATH=str(HERE))
 
 
 @contextlib.contextmanager
 def _program(
-    command: list[object],
-    port: int,
-    work: Path,
-    body: Callable[[list[str]], object] = as_input,
-    **variables: str,
+    command: list[object], port: int, work: Path, asked: Asked = PLAIN, **variables: str
 ) -> Iterator[Running]:
-    """A server that is a program: ready when it answers a text at /predict."""
-    log, url = work / "log", f"http://127.0.0.1:{port}/predict"
+    """A server that is a program: ready when it answers a text."""
+    log, url = work / "log", f"http://127.0.0.1:{port}{asked.path}"
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
     with log.open("wb") as output:
         process = psutil.Popen(
@@ -139,11 +192,11 @@ def _program(
         )
     try:
         deadline = time.monotonic() + 300
-        while not _answers(url, body):
+        while not _answers(url, asked.body):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[1]} did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield Running(url, process.pid, body=body)
+        yield Running(url, process.pid, body=asked.body, answer=asked.answer)
     finally:
         everything = [*process.children(recursive=True), process] if process.is_running() else []
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -171,10 +224,7 @@ class InProcess:
     """The archive's handler in one process for each core: the most that these cores can do."""
 
     def __init__(self, model_dir: Path, work: Path, setting: Ours) -> None:
-        unpacked = build_archive(
-            "in_process", handler=ROOT / "handler.py", model_dir=model_dir, config_file=setting.config(work),
-            export_path=work, archive_format="no-archive",
-        )  # fmt: skip
+        unpacked = setting.archive(model_dir, work)
         self.processes = [
             subprocess.Popen(
                 [sys.executable, HERE / "in_process.py", unpacked],

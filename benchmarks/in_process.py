@@ -10,21 +10,15 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
-from tutorial_lib import worker
+from handler_model import HandlerModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks"))
 from course.texts import sample_tweets
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    sys.path.insert(0, str(folder))
-    service = worker.load_service(folder, "my_model", batch_size=64)
-    bodies = [json.dumps({"input": [tweet.text]}).encode() for tweet in sample_tweets(500)]
-    requests = [
-        worker.request(str(i), [worker.parameter("body", "application/json", body)])
-        for i, body in enumerate(bodies)
-    ]
+    model = HandlerModel(sys.argv[1])
+    requests = [{"input": [tweet.text]} for tweet in sample_tweets(500)]
     stream = cycle(requests)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -32,7 +26,7 @@ def main() -> None:
         times = []
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end:
-            worker.predict(service, list(islice(stream, size)))
+            model(list(islice(stream, size)))
             times.append(time.perf_counter() - began)
         found = {
             "texts_per_s": size * len(times) / sum(times),

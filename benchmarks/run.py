@@ -1,7 +1,10 @@
 """Measures the course's way of serving against others, on this machine, in one run: `make bench`.
 
-python benchmarks/run.py                       both models, three rounds: about 25 minutes on 2 cores
+python benchmarks/run.py                       both models, three rounds: about half an hour on 2 cores
 python benchmarks/run.py --models embedded     the small one alone
+
+Two questions, two tables: what the handler brings (the course's against the article's, both on TorchServe),
+and what the server brings (the course's handler, in the same settings, on several servers).
 
 All contenders of a model are there at once, suspended but for the one that is asked. They are asked in turn,
 and again (A B C A B C …), so that a slow minute of the machine hits them all; what is compared are ratios
@@ -36,6 +39,7 @@ from contenders import (
     BENTOML,
     CORES,
     HERE,
+    MLSERVER,
     ROOT,
     InProcess,
     Ours,
@@ -44,8 +48,11 @@ from contenders import (
     bentoml,
     free_port,
     litserve,
+    mlserver,
     ours,
+    plain_ray_serve,
     ray_serve,
+    shipped,
 )
 from plain_model import PlainModel
 from transformers import RobertaConfig, RobertaForSequenceClassification
@@ -67,18 +74,26 @@ matplotlib.use("agg")
 logging.disable_progress_bar()
 
 CLIENTS = 64
-SETTINGS = {
-    "ours, float32": Ours({}),
-    "ours, bfloat16": Ours({"dtype": "bfloat16"}),
-    "ours, ONNX int8": Ours({"backend": "onnx"}),
+INT8 = Ours({"backend": "onnx"})
+FLOAT32 = Ours({"backend": "torch"})
+HANDLERS: dict[str, Callable[[Path, Path], Any]] = {
+    "article, as it stands": partial(article, workers=None, threads=None),
+    "article, 1 worker": partial(article, workers=1, threads=None),
+    "article, a 1-thread worker a core": partial(article, workers=CORES, threads=1),
+    "ours, as shipped (1 worker)": shipped,
+    "ours, float32": partial(ours, setting=FLOAT32),
+    "ours, bfloat16": partial(ours, setting=Ours({"backend": "torch", "dtype": "bfloat16"})),
+    "ours, ONNX int8": partial(ours, setting=INT8),
 }
-BEST = "ours, ONNX int8"
-ARTICLE = {
-    "article, as it stands": (None, None),
-    "article, 1 worker": (1, None),
-    "article, a 1-thread worker a core": (CORES, 1),
+SERVERS: dict[str, Callable[[Path, Path], Any]] = {
+    "TorchServe": partial(ours, setting=INT8),
+    "Ray Serve, HAProxy": partial(ray_serve, setting=INT8),
+    "Ray Serve, its proxy": partial(plain_ray_serve, setting=INT8),
+    "LitServe": partial(litserve, setting=INT8),
+    "BentoML": partial(bentoml, setting=INT8),
+    "MLServer": partial(mlserver, setting=INT8),
 }
-OTHERS = {"LitServe": litserve, "Ray Serve": ray_serve, "BentoML": bentoml}
+BEST, LIMIT = "ours, ONNX int8", "in process"
 TITLES = {
     "embedded": "The embedded model (3 layers of 384)",
     "bertweet": "BERTweet's size (12 layers of 768, random weights)",
@@ -112,32 +127,52 @@ def make_model(name: str, folder: Path) -> Path:
 
 
 def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
-    """One row for each round and contender; and what the best of ours costs."""
+    """One row for each round and contender, of the handlers and of the servers; and what our best costs."""
     count, seconds, first = MODELS[name]
     texts = [tweet.text for tweet in sample_tweets(count)]
     labels = PlainModel(model_dir, CORES)(texts)
+    measure = partial(in_turns, model_dir=model_dir, texts=texts, labels=labels, seconds=seconds, first=first)
+    spent: list[pd.DataFrame] = []
+    handlers = measure(
+        HANDLERS, work=fresh(work / "handlers"), rounds=rounds,
+        last=lambda running: spent.append(costs(running[BEST], texts, seconds)),
+    )  # fmt: skip
+    servers = measure(SERVERS, work=fresh(work / "servers"), rounds=rounds)
+    return {"handlers": handlers, "servers": servers, "costs": spent[0]}
+
+
+def in_turns(
+    contenders: dict[str, Callable[[Path, Path], Any]],
+    *,
+    model_dir: Path,
+    work: Path,
+    texts: list[str],
+    labels: list[str],
+    rounds: int,
+    seconds: float,
+    first: float,
+    last: Callable[[dict[str, Running]], object] = lambda running: None,
+) -> pd.DataFrame:
+    """One row for each round and contender, and for the same code in process; `last` is done at the end."""
     rows = []
     with contextlib.ExitStack() as stack:
         running: dict[str, Running] = {}
-        for contender, context in contenders().items():
+        for contender, context in contenders.items():
             folder = fresh(work / re.sub(r"\W+", "_", contender))
             one = running[contender] = stack.enter_context(context(model_dir, folder))
             stack.callback(resume, one.pid)
             suspend(one.pid)
             say(f"{contender} is there")
-        limits = {
-            setting.replace("ours", "in process"): stack.enter_context(
-                InProcess(model_dir, fresh(work / f"in_process_{number}"), SETTINGS[setting])
-            )
-            for number, setting in enumerate(("ours, float32", BEST))
-        }
+        limit = stack.enter_context(InProcess(model_dir, fresh(work / "in_process"), INT8))
         for number in range(rounds):
             for contender, one in running.items():
                 resume(one.pid)
                 found = load_test(
-                    one.url, texts, labels=labels, headers=one.headers, body=one.body, concurrency=CLIENTS,
-                    duration=seconds, warmup=seconds / 4 if number else first, timeout=120,
+                    one.url, texts, labels=labels, headers=one.headers, body=one.body, answer=one.answer,
+                    concurrency=CLIENTS, duration=seconds, timeout=120,
+                    warmup=seconds / 4 if number else first,
                 ).iloc[0]  # fmt: skip
+                suspend(one.pid)
                 row = {
                     key: found[key]
                     for key in ("requests_per_s", "p50_ms", "p99_ms", "errors", "wrong", "requests")
@@ -146,13 +181,13 @@ def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str,
                 say(
                     f"round {number + 1}: {contender:34} {found['requests_per_s']:8.1f}/s {found['outcomes']}"
                 )
-            for contender, process in limits.items():
-                rate = process.measure(seconds, batch_size=32)["texts_per_s"]
-                rows.append({"round": number, "contender": contender, "requests_per_s": rate})
-                say(f"round {number + 1}: {contender:34} {rate:8.1f}/s")
-        resume(running[BEST].pid)
-        spent = costs(running[BEST], texts, seconds)
-    return {"throughput": pd.DataFrame(rows), "costs": spent}
+            rate = limit.measure(seconds, batch_size=32)["texts_per_s"]
+            rows.append({"round": number, "contender": LIMIT, "requests_per_s": rate})
+            say(f"round {number + 1}: {LIMIT:34} {rate:8.1f}/s")
+        for one in running.values():
+            resume(one.pid)
+        last(running)
+    return pd.DataFrame(rows)
 
 
 def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
@@ -189,14 +224,6 @@ def family(pid: int) -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
-def contenders() -> dict[str, Callable[[Path, Path], Any]]:
-    return {
-        **{name: partial(article, workers=w, threads=t) for name, (w, t) in ARTICLE.items()},
-        **{name: partial(ours, setting=setting) for name, setting in SETTINGS.items()},
-        **OTHERS,
-    }
-
-
 def fresh(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
@@ -212,7 +239,7 @@ def one_client(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
     does not.
     """
     texts = [tweet.text for tweet in sample_tweets(60)]
-    batches = SETTINGS[BEST]._replace(workers=1)
+    batches = INT8._replace(workers=1)
     settings = {"served in batches": batches, "served one by one": batches._replace(batch_size=1)}
     rows = []
     with contextlib.ExitStack() as stack:
@@ -233,20 +260,33 @@ def one_client(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 
 def starts(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Seconds from nothing to a READY worker: `TorchServe(…)`, and the bare launcher, in turn."""
-    mar = build_archive(
+    """Seconds from nothing to a READY worker, in turn: ours with `TorchServe(…)`, and by the bare launcher
+    ours and the article's handler."""
+    alone = FLOAT32._replace(workers=1)
+    own = build_archive(
         "starts", handler=ROOT / "handler.py", model_dir=model_dir, export_path=fresh(work / "starts"),
-        config_file=SETTINGS["ours, float32"]._replace(workers=1).config(work),
+        config_file=alone.config(work),
     )  # fmt: skip
+    theirs = build_archive(
+        "article", handler=HERE / "article_handler.py", model_dir=model_dir, export_path=work / "starts"
+    )
+
+    def library() -> Any:
+        return TorchServe(models={"my_model": own})
+
+    ways: dict[str, Callable[[], Any]] = {
+        "TorchServe(…)": library,
+        "bare launcher": lambda: bare_launcher(own),
+        "article's handler, bare launcher": lambda: bare_launcher(theirs),
+    }
     rows = []
     for _ in range(rounds):
-        began = time.perf_counter()
-        with bare_launcher(mar):
-            bare = time.perf_counter() - began
-        began = time.perf_counter()
-        with TorchServe(models={"my_model": mar}):
-            library = time.perf_counter() - began
-        rows.append({"TorchServe(…)": library, "bare launcher": bare})
+        row = {}
+        for name, start in ways.items():
+            began = time.perf_counter()
+            with start():
+                row[name] = time.perf_counter() - began
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -315,28 +355,15 @@ def edits(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 # Results
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Medians over the rounds, and how many times as many answers the best of ours gives, within a round."""
+def table(found: pd.DataFrame, best: str) -> pd.DataFrame:
+    """Medians over the rounds, and how many times as many answers the best one gives, within a round."""
     rates = found.pivot(index="round", columns="contender", values="requests_per_s")
     result = found.groupby("contender", sort=False)[["requests_per_s", "p50_ms", "p99_ms"]].median()
-    result["ours is"] = rates.rdiv(rates[BEST], axis=0).median()
+    result["times"] = rates.rdiv(rates[best], axis=0).median()
     totals = found.groupby("contender", sort=False)[["wrong", "errors", "requests"]].sum()
     result["not as float32, %"] = 100 * totals["wrong"] / totals["requests"]
     result["errors"] = totals["errors"]
     return result
-
-
-def ratios(found: pd.DataFrame) -> dict[str, float]:
-    """The targets that are ratios of throughput: medians of ratios within a round."""
-    rates = found.pivot(index="round", columns="contender", values="requests_per_s")
-    best_article = rates[list(ARTICLE)].median().idxmax()
-    against = {
-        f"the article's handler at its best ({best_article.removeprefix('article, ')})": best_article,
-        "the article's handler as it stands": "article, as it stands",
-        **{name: name for name in OTHERS},
-        "the same code in process": BEST.replace("ours", "in process"),
-    }
-    return {text: float((rates[BEST] / rates[name]).median()) for text, name in against.items()}
 
 
 def machine() -> str:
@@ -350,9 +377,10 @@ def machine() -> str:
         platform.processor(),
     )
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    bento = subprocess.run([BENTOML, "--version"], capture_output=True, text=True)
-    number = bento.stdout.strip().rpartition(" ")[2]
-    return f"{CORES} cores of {cpu}, no GPU; Python {platform.python_version()}, {versions}, bentoml {number}"
+    for name, program in (("bentoml", BENTOML), ("mlserver", MLSERVER)):
+        found = subprocess.run([program, "--version"], capture_output=True, text=True)
+        versions += f", {name} {found.stdout.strip().rpartition(' ')[2]}"
+    return f"{CORES} cores of {cpu}, no GPU; Python {platform.python_version()}, {versions}"
 
 
 def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
@@ -360,18 +388,25 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
         "# What was measured",
         f"`make bench` wrote this: {machine()}. {CLIENTS} clients, one text a request, {rounds} rounds in "
         "turn; medians. Every label is compared with what plain float32 torch says, and only equal ones "
-        'count. "ours is" says how many times as many answers the best of ours gives in the same round.',
+        "count as answers. Ratios are of the same round.",
+        "Two questions, two tables. *What does the handler bring?* The course's handler and the article's, "
+        "both on TorchServe. *What does the server bring?* The very same handler, with `backend: onnx` in "
+        f"int8, on several servers, each with {CORES} processes for the model and batches of 32 at most, set "
+        'up as its own documentation says. "In process" is that handler with no server around it.',
     ]
     for name, one in results.items():
-        parts += [f"## {TITLES[name]}", to_markdown(table(one["throughput"]))]
-        parts.append("Ours, ONNX int8, in the same round, is:")
-        parts.append(
-            "\n".join(f"- {value:.2f} × {text}" for text, value in ratios(one["throughput"]).items())
-        )
+        parts.append(f"## {TITLES[name]}")
+        parts += ["### What the handler brings", to_markdown(table(one["handlers"], BEST), BEST)]
+        parts += [
+            "### What the server brings",
+            to_markdown(table(one["servers"], "TorchServe"), "TorchServe"),
+        ]
+        parts.append("### What a request costs")
         workers, jvm, clients = one["costs"].iloc[0]
         parts.append(
-            f"Of a request's CPU, {workers:.2f} ms are the workers', {jvm:.2f} the JVM's and {clients:.2f} "
-            "the clients', which share the cores; the last two are what being a server costs."
+            f"Ours with ONNX int8: of a request's CPU, {workers:.2f} ms are the workers', {jvm:.2f} the "
+            f"JVM's and {clients:.2f} the clients', which share the cores; the last two are what being a "
+            "server costs."
         )
         alone, gathered, single = one["one client"].median()[
             ["in process", "served in batches", "served one by one"]
@@ -381,10 +416,10 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
             f"server looks for more requests for a millisecond; in process it takes {alone:.1f} ms."
         )
         if "starts" in one:
-            library, bare, ratio = both(one["starts"])
+            library, bare, article_bare = one["starts"].median()
             parts.append(
                 f"From nothing to a READY worker: `TorchServe(…)` {library:.2f} s, the bare launcher "
-                f"{bare:.2f} s ({ratio:.2f} ×)."
+                f"{bare:.2f} s; with the article's handler the bare launcher takes {article_bare:.2f} s."
             )
         if "edits" in one:
             loop, redeploy, ratio = both(one["edits"])
@@ -401,8 +436,8 @@ def both(frame: pd.DataFrame) -> tuple[float, float, float]:
     return first.median(), second.median(), (first / second).median()
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    header = ["", "requests/s", "p50 ms", "p99 ms", "ours is", "not as float32, %", "errors"]
+def to_markdown(frame: pd.DataFrame, best: str) -> str:
+    header = ["", "requests/s", "p50 ms", "p99 ms", f"{best} is", "not as float32, %", "errors"]
     formats = ("{:.0f}", "{:.0f}", "{:.0f}", "{:.2f} ×", "{:.1f}", "{:.0f}")
     if frame["requests_per_s"].min() < 100:
         formats = ("{:.1f}", *formats[1:])
@@ -418,22 +453,22 @@ def plot(results: dict[str, dict[str, Any]], file: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = "bench"
     figure, axes = plt.subplots(
-        1, len(results), figsize=(5.5 * len(results), 4.2), layout="constrained", squeeze=False
+        2, len(results), figsize=(5.5 * len(results), 6.4), layout="constrained", squeeze=False
     )
-    for axis, (name, one) in zip(axes[0], results.items(), strict=True):
-        rates = table(one["throughput"])["requests_per_s"].iloc[::-1]
-        kinds = {"article": "tab:gray", "ours": "tab:blue", "in process": "black"}
-        colours = [
-            next((c for kind, c in kinds.items() if label.startswith(kind)), "tab:orange")
-            for label in rates.index
-        ]
-        bars = axis.barh(rates.index, rates, color=colours)
-        axis.bar_label(bars, fmt="%.0f" if rates.min() > 20 else "%.1f", padding=3, fontsize=8)
-        axis.set(
-            title={"embedded": "embedded model", "bertweet": "BERTweet's size"}[name],
-            xlabel="answers a second",
-        )
-        axis.margins(x=0.15)
+    questions = {"handlers": ("the handler, on TorchServe", BEST), "servers": ("the server", "TorchServe")}
+    for row, (kind, (question, best)) in zip(axes, questions.items(), strict=True):
+        for axis, (name, one) in zip(row, results.items(), strict=True):
+            rates = table(one[kind], best)["requests_per_s"].iloc[::-1]
+            kinds = {"article": "tab:gray", "ours": "tab:blue", "TorchServe": "tab:blue", LIMIT: "black"}
+            colours = [
+                next((c for start, c in kinds.items() if label.startswith(start)), "tab:orange")
+                for label in rates.index
+            ]
+            bars = axis.barh(rates.index, rates, color=colours)
+            axis.bar_label(bars, fmt="%.0f" if rates.min() > 20 else "%.1f", padding=3, fontsize=8)
+            model = {"embedded": "embedded model", "bertweet": "BERTweet's size"}[name]
+            axis.set(title=f"{question}: {model}", xlabel="answers a second")
+            axis.margins(x=0.15)
     figure.savefig(file, metadata={"Date": None})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -95,6 +96,25 @@ def test_wrong_answers_are_counted_and_are_no_throughput(serve: Callable[[Answer
     right = row["outcomes"]["right"]
     assert abs(row["wrong"] - right) <= 2 and row["requests"] == right + row["wrong"]
     assert row["requests_per_s"] <= right / 0.5 and row["errors"] == 0
+
+
+@pytest.mark.parametrize("labels", [["A", "B"], None])
+def test_labels_are_taken_out_of_an_answer_that_wraps_them(
+    serve: Callable[[Answer], str], labels: list[str] | None
+) -> None:
+    number = itertools.count()
+
+    def answer(body: Any) -> tuple[int, object]:
+        return 200, {"id": next(number), "outputs": [body["input"][0].upper()]}
+
+    def outputs(content: bytes) -> object:
+        return json.loads(content)["outputs"]
+
+    url = serve(answer)
+    row = load_test(url, ["a", "b"], labels=labels, answer=outputs, duration=0.3, warmup=0).iloc[0]
+    assert set(row["outcomes"]) == {"right"}
+    row = load_test(url, ["a"], labels=["A"], answer=lambda content: content[99], duration=0.3).iloc[0]
+    assert set(row["outcomes"]) == {"wrong"}
 
 
 def test_answers_swapped_by_load_are_found_without_labels(serve: Callable[[Answer], str]) -> None:

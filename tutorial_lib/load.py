@@ -62,6 +62,7 @@ def load_test(
     model: str = "my_model",
     headers: Mapping[str, str] | None = None,
     body: Callable[[list[Any]], object] = as_input,
+    answer: Callable[[bytes], object] | None = None,
     timeout: float = 30,
     progress: bool | None = None,
 ) -> pd.DataFrame:
@@ -87,6 +88,8 @@ def load_test(
         headers: more headers, as {"Authorization": …} for a URL that wants an access token.
         body: makes a request's body from its texts: bytes go as they are, a str as text/plain, a `Body` (as
             `client.encode(files=…)` makes one of multipart files) with its content type, all else as JSON.
+        answer: takes the labels out of an answer's bytes, for a server that wraps them; None where the
+            answer is a JSON list of them, as handler.py's.
         timeout: seconds after which a request counts as an error.
         progress: show a progress bar; None for where a person watches (a terminal).
 
@@ -118,7 +121,7 @@ def load_test(
     jobs = _jobs(texts, labels, texts_per_request, body)
 
     def sender(connections: int) -> _Sender:  # a new one for each row, with the token as it is then
-        return _Sender(*_address(server, model, headers), timeout, connections)
+        return _Sender(*_address(server, model, headers), timeout, connections, answer or _json)
 
     async def run() -> list[dict[str, Any]]:
         async with sender(1) as first:
@@ -163,6 +166,7 @@ class _Sender:
     headers: Mapping[str, str]
     timeout: float
     connections: int
+    read: Callable[[bytes], object]
     notes: list[tuple[float, float, str]] = field(default_factory=list)
 
     async def __aenter__(self) -> _Sender:
@@ -187,7 +191,7 @@ class _Sender:
     async def send(self, job: _Job, due: float) -> None:
         try:
             async with self._post(job) as response:
-                outcome = _check(response.status, await response.read(), job.answer)
+                outcome = self._check(response.status, await response.read(), job.answer)
         except self._failures as error:
             outcome = type(error).__name__
         self.notes.append((due, time.perf_counter(), outcome))
@@ -203,7 +207,15 @@ class _Sender:
             if status != 200:
                 raise error_answer(status, content)
             if keep:
-                job.answer = _json(content)
+                job.answer = self.read(content)
+
+    def _check(self, status: int, content: bytes, answer: object) -> str:
+        if status != 200:
+            return str(status)
+        try:
+            return "right" if self.read(content) == answer else "wrong"
+        except (ValueError, LookupError, TypeError):  # an answer of another form
+            return "wrong"
 
 
 async def _measure(
@@ -264,12 +276,6 @@ def _summarize(notes: list[tuple[float, float, str]], start: float, end: float) 
         "wrong": outcomes["wrong"],
         "outcomes": dict(outcomes),
     }
-
-
-def _check(status: int, content: bytes, answer: object) -> str:
-    if status != 200:
-        return str(status)
-    return "right" if _json(content) == answer else "wrong"
 
 
 def _json(content: bytes) -> object:
