@@ -67,7 +67,7 @@ bench: setup .venv-bentoml/installed .venv-mlserver/installed  ## measure handle
 
 # Servers whose pins are not ours, each in an environment of its own.
 .venv-bentoml/installed: SERVER = bentoml==1.4.40
-.venv-mlserver/installed: SERVER = mlserver==1.7.1
+.venv-mlserver/installed: SERVER = mlserver==1.7.1 'uvloop<0.22'
 .venv-%/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-$*
 	grep -E '^(torch|transformers|numpy|onnxruntime)==' constraints.txt > .venv-$*/pins.txt

@@ -8,20 +8,21 @@ import functools
 import json
 import logging
 import os
+import random
 import socket
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from tutorial_lib import worker
 from tutorial_lib.extras import extra
+from tutorial_lib.ray_app.batches import HandlerThread, Job, NotBegun
 from tutorial_lib.ray_app.bodies import read_body
 from tutorial_lib.ray_app.metrics import Metrics, exposition
 from tutorial_lib.ray_app.node import unpacked
@@ -45,20 +46,6 @@ class HTTPError(Exception):
         self.status, self.kind, self.message = status, kind, message
 
 
-class Job(NamedTuple):
-    """A request that waits for its batch.
-
-    Attributes:
-        request: as `worker.predict` takes it.
-        began: when it came, by `time.monotonic`.
-        parts: the parts of a streamed answer but the last; None after the whole answer.
-    """
-
-    request: dict[str, Any]
-    began: float
-    parts: asyncio.Queue[worker.Reply | None]
-
-
 class Replica:
     """The class of the Ray Serve deployment that `build_app` makes."""
 
@@ -72,39 +59,52 @@ class Replica:
         self._held = contextlib.ExitStack()
         folder = self._held.enter_context(unpacked(model.archive, model.digest))
         self._held.enter_context(worker.in_model_folder(folder))
-        logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+        # Not sys.stdout: Ray looks through the whole call stack for each line that is written there.
+        logging.basicConfig(stream=sys.__stdout__, format="%(message)s", level=logging.INFO)
         worker.on_metric(self._take_metric)
-        # All of the handler runs in one thread, as in a worker; requests are read and gathered meanwhile.
-        self._thread = ThreadPoolExecutor(1)
-        self._service = self._load(folder)
-        self._batched = serve.batch(
-            max_batch_size=int(model.settings["batchSize"]),
-            batch_wait_timeout_s=model.settings["maxBatchDelay"] / 1000,
-        )(self._predict)
+        self._thread = self._load(folder)
 
     def __del__(self) -> None:
         self._held.close()
 
-    def _load(self, folder: Path) -> Any:
+    def _load(self, folder: Path) -> HandlerThread:
+        settings = self._model.settings
         load = functools.partial(
             worker.load_service,
             folder,
             self._model.name,
             gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica no GPUs but its own
-            batch_size=int(self._model.settings["batchSize"]),
+            batch_size=int(settings["batchSize"]),
             envelope=self._model.envelope,
         )
-        seconds, began = self._model.settings["startupTimeout"], time.monotonic()
+        began = time.monotonic()
+        thread = HandlerThread(
+            load,
+            size=int(settings["batchSize"]),
+            delay=settings["maxBatchDelay"] / 1000,
+            silence=settings["responseTimeout"],
+            on_batch=self._count_batch,
+            on_end=self._end,
+        )
         try:
-            service = self._thread.submit(load).result(seconds)
+            thread.service.result(settings["startupTimeout"])
         except TimeoutError:
             raise TimeoutError(
-                f"The handler was not ready within startupTimeout, {seconds} s. Raise startupTimeout in the "
-                "model config, or find out what `initialize` waits for."
+                f"The handler was not ready within startupTimeout, {settings['startupTimeout']} s. Raise "
+                "startupTimeout in the model config, or find out what `initialize` waits for."
             ) from None
         load_time = round((time.monotonic() - began) * 1e3)
         self._metrics.update("WorkerLoadTime", {"WorkerName": self._id, **self._host}, load_time)
-        return service
+        return thread
+
+    def _count_batch(self, queued: float, took: float) -> None:
+        self._metrics.update("QueueTime", self._host, round(queued * 1e3))
+        self._metrics.update("WorkerThreadTime", self._host, round(took * 1e3))
+
+    def _end(self) -> None:
+        """A fault that ends a TorchServe worker ends the replica too."""
+        self._ends = True
+        asyncio.get_running_loop().call_later(_SECONDS_TO_SEND, os._exit, 1)  # Ray starts a new replica
 
     def _take_metric(self, metric: worker.Metric) -> None:
         """Takes a metric of the handler; TorchServe's frontend reads them from the worker's log."""
@@ -114,7 +114,7 @@ class Replica:
 
     async def __call__(self, request: Request) -> Response:
         """Answers one request as TorchServe would, at its inference, management or metrics address."""
-        id = str(uuid.uuid4())
+        id = str(uuid.UUID(int=random.getrandbits(128), version=4))  # without a system call
         try:
             response = await self._answer(request, id)
         except HTTPError as error:
@@ -164,17 +164,20 @@ class Replica:
             parameters = read_body(request.headers.get("content-type", ""), body)
         except ValueError as error:
             raise HTTPError(500, "ErrorDataDecoderException", str(error)) from error
-        job = Job(worker.request(id, parameters, {**request.headers, **extra}), began, asyncio.Queue())
-        answer = asyncio.ensure_future(self._batched(job))
-        answer.add_done_callback(lambda _: job.parts.put_nowait(None))
+        job = Job(worker.request(id, parameters, {**request.headers, **extra}))
+        self._thread.put(job)
         try:
             part = await job.parts.get()
         except asyncio.CancelledError:  # the client is gone
-            answer.cancel()
+            job.answer.cancel()
             raise
         if part is not None:
-            return StreamingResponse(_stream(part, job, answer), part.status, _without_marks(part.headers))
-        reply, queued = await answer
+            return StreamingResponse(_stream(part, job), part.status, _without_marks(part.headers))
+        try:
+            reply, queued = await job.answer
+        except NotBegun:
+            self._check_goes_on()
+            raise
         self._metrics.update("ts_queue_latency_microseconds", labels, queued * 1e6)
         self._metrics.update("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
         if reply.error is None:
@@ -184,50 +187,11 @@ class Replica:
         status = 507 if reply.status == 413 else reply.status
         raise HTTPError(status, "InternalServerException", reply.error)
 
-    async def _predict(self, jobs: list[Job]) -> list[tuple[worker.Reply, float]]:
-        """Has the handler answer one batch; a fault that ends a TorchServe worker ends the replica too.
-
-        Returns:
-            each job's reply, and how many seconds the job waited for its batch.
-        """
-        self._check_goes_on()
-        started = time.monotonic()
-        self._metrics.update("QueueTime", self._host, round((started - jobs[0].began) * 1e3))
-        replies = await self._run_handler(jobs)
-        if replies is None:
-            self._ends = True
-            asyncio.get_running_loop().call_later(_SECONDS_TO_SEND, os._exit, 1)  # Ray starts a new replica
-            replies = [worker.Reply(500, {}, b"", "Worker died.")] * len(jobs)
-        self._metrics.update("WorkerThreadTime", self._host, round((time.monotonic() - started) * 1e3))
-        return [(reply, started - job.began) for reply, job in zip(replies, jobs, strict=True)]
-
     def _check_goes_on(self) -> None:
         """The handler has not seen this request, so that it may be repeated."""
         if self._ends:
             message = "This replica ends after a fault of its handler, and Ray starts a new one. Ask again."
             raise HTTPError(503, "ServiceUnavailableException", message)
-
-    async def _run_handler(self, jobs: list[Job]) -> list[worker.Reply] | None:
-        """The replies, or None where the handler ended its process, or was silent for responseTimeout."""
-        loop, seconds = asyncio.get_running_loop(), self._model.settings["responseTimeout"]
-
-        def deliver(index: int, part: worker.Reply) -> None:
-            jobs[index].parts.put_nowait(part)
-            with contextlib.suppress(RuntimeError):  # too late
-                limit.reschedule(loop.time() + seconds)
-
-        def on_chunk(index: int, part: worker.Reply) -> None:
-            loop.call_soon_threadsafe(deliver, index, part)
-
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                batch = [job.request for job in jobs]
-                return await loop.run_in_executor(
-                    self._thread, _predict_or_none, self._service, batch, on_chunk
-                )
-        except TimeoutError:
-            logging.error("No answer within responseTimeout, %s s.", seconds)
-            return None
 
     async def _describe(self, method: str, rest: list[str]) -> Response:
         if method != "GET":
@@ -284,15 +248,7 @@ def _address(scope: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _predict_or_none(service: Any, batch: list[dict[str, Any]], on_chunk: Any) -> list[worker.Reply] | None:
-    try:
-        return worker.predict(service, batch, on_chunk)
-    except BaseException:
-        logging.exception("Backend worker process died.")
-        return None
-
-
-async def _stream(part: worker.Reply, job: Job, answer: asyncio.Future[Any]) -> AsyncIterator[bytes]:
+async def _stream(part: worker.Reply, job: Job) -> AsyncIterator[bytes]:
     """A streamed answer: the parts as the handler sends them, and what it returns at last."""
     sent = 0
     more: worker.Reply | None = part
@@ -300,7 +256,7 @@ async def _stream(part: worker.Reply, job: Job, answer: asyncio.Future[Any]) -> 
         sent += len(more.body)
         yield more.body
         more = await job.parts.get()
-    reply, _ = await answer
+    reply, _ = await job.answer
     if reply.error is not None:
         raise RuntimeError(f"The answer ends before its last part: {reply.error}")
     yield reply.body[sent:]

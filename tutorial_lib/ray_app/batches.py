@@ -1,0 +1,176 @@
+"""The thread of a replica in which all of the handler runs, one batch after the other, as in a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tutorial_lib import worker
+
+
+class Answer(NamedTuple):
+    """What the handler gave for a request, and how many seconds the request waited for its batch."""
+
+    reply: worker.Reply
+    queued: float
+
+
+class NotBegun(Exception):
+    """The thread ended before the handler saw this request, which may be repeated elsewhere."""
+
+
+class Job:
+    """A request on its way through the thread; made in the event loop that waits for its answer.
+
+    Attributes:
+        request: as `worker.predict` takes it.
+        answer: set when the handler has answered. NotBegun where it has not seen the request.
+        parts: the parts of a streamed answer but the last; None after the whole answer.
+        came: when it was made, by `time.monotonic`.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request, self.came = request, time.monotonic()
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.parts: asyncio.Queue[worker.Reply | None] = asyncio.Queue()
+        self.answer.add_done_callback(lambda _: self.parts.put_nowait(None))
+
+
+class HandlerThread(threading.Thread):
+    """Loads a service, and has it answer jobs.
+
+    A batch is gathered when the handler is free, as TorchServe's frontend does it: all that wait, up to
+    `size`; where fewer wait, more are awaited for `delay` seconds. (`serve.batch` gathers while the handler
+    is busy, so that its batches are small ones under load.)
+
+    Attributes:
+        service: done when the handler is loaded.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        *,
+        size: int,
+        delay: float,
+        silence: float,
+        on_batch: Callable[[float, float], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Loads and begins.
+
+        Args:
+            load: makes the service for `worker.predict`.
+            size: the most jobs of a batch.
+            delay: seconds.
+            silence: seconds after which a handler that says nothing counts as hung.
+            on_batch: called with the seconds that a batch's first job waited, and that the batch took.
+            on_end: called in the event loop when the handler hangs, or has done what ends a worker.
+        """
+        super().__init__(name="handler", daemon=True)
+        self.service: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._load, self._size, self._delay, self._silence = load, size, delay, silence
+        self._on_batch, self._on_end = on_batch, on_end
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.start()
+
+    def put(self, job: Job) -> None:
+        """Takes a job, in its event loop."""
+        if self._ended:
+            job.answer.set_exception(NotBegun())
+        else:
+            self._jobs.put(job)
+
+    def run(self) -> None:
+        """The thread's work; `start` calls it."""
+        try:
+            service = self._load()
+        except BaseException as error:
+            self.service.set_exception(error)
+            return
+        self.service.set_result(service)
+        while not self._ended:
+            if jobs := self._gather():
+                self._answer(service, jobs)
+
+    def _gather(self) -> list[Job]:
+        jobs = [self._jobs.get()]
+        until = time.monotonic() + self._delay
+        with contextlib.suppress(queue.Empty):
+            while len(jobs) < self._size:
+                left = until - time.monotonic()
+                jobs.append(self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait())
+        return [job for job in jobs if not job.answer.done()]  # without those whose client is gone
+
+    def _answer(self, service: Any, jobs: list[Job]) -> None:
+        began, loop = time.monotonic(), jobs[0].answer.get_loop()
+
+        def soon(call: Callable[..., None], *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(call, *arguments)
+
+        soon(self._watch, jobs)
+        try:
+            replies = worker.predict(
+                service,
+                [job.request for job in jobs],
+                lambda index, part: soon(self._deliver_part, jobs, index, part),
+            )
+        except BaseException:
+            logging.exception("Backend worker process died.")
+            soon(self._end, jobs)
+            return
+        self._on_batch(began - jobs[0].came, time.monotonic() - began)
+        soon(
+            self._deliver,
+            jobs,
+            [Answer(reply, began - job.came) for reply, job in zip(replies, jobs, strict=True)],
+        )
+
+    # The rest runs in the event loop.
+
+    def _watch(self, jobs: list[Job] | None) -> None:
+        """Waits for a sign of life of these jobs, and no longer for earlier ones."""
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._silence, self._hangs, jobs) if jobs else None
+
+    def _deliver_part(self, jobs: list[Job], index: int, part: worker.Reply) -> None:
+        self._watch(jobs)
+        jobs[index].parts.put_nowait(part)
+
+    def _deliver(self, jobs: list[Job], answers: list[Answer]) -> None:
+        if self._ended:  # it hung, and was given up
+            return
+        self._watch(None)
+        for job, answer in zip(jobs, answers, strict=True):
+            if not job.answer.done():
+                job.answer.set_result(answer)
+
+    def _hangs(self, jobs: list[Job]) -> None:
+        logging.error("No answer within responseTimeout, %s s.", self._silence)
+        self._end(jobs)
+
+    def _end(self, jobs: list[Job]) -> None:
+        """These jobs get the answer of a dead worker, and those that wait may be repeated."""
+        self._ended = True
+        self._watch(None)
+        self._on_end()
+        for job in jobs:
+            if not job.answer.done():
+                job.answer.set_result(Answer(worker.Reply(500, {}, b"", "Worker died."), 0.0))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if not job.answer.done():
+                    job.answer.set_exception(NotBegun())
