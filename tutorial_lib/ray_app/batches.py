@@ -98,9 +98,10 @@ class HandlerThread(threading.Thread):
             self.service.set_exception(error)
             return
         self.service.set_result(service)
-        while not self._ended:
+        goes_on = True
+        while goes_on and not self._ended:
             if jobs := self._gather():
-                self._answer(service, jobs)
+                goes_on = self._answer(service, jobs)
 
     def _gather(self) -> list[Job]:
         jobs = [self._jobs.get()]
@@ -111,7 +112,8 @@ class HandlerThread(threading.Thread):
                 jobs.append(self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait())
         return [job for job in jobs if not job.answer.done()]  # without those whose client is gone
 
-    def _answer(self, service: Any, jobs: list[Job]) -> None:
+    def _answer(self, service: Any, jobs: list[Job]) -> bool:
+        """Whether the handler can go on."""
         began, loop = time.monotonic(), jobs[0].answer.get_loop()
 
         def soon(call: Callable[..., None], *arguments: Any) -> None:
@@ -128,13 +130,14 @@ class HandlerThread(threading.Thread):
         except BaseException:
             logging.exception("Backend worker process died.")
             soon(self._end, jobs)
-            return
+            return False
         self._on_batch(began - jobs[0].came, time.monotonic() - began)
         soon(
             self._deliver,
             jobs,
             [Answer(reply, began - job.came) for reply, job in zip(replies, jobs, strict=True)],
         )
+        return True
 
     # The rest runs in the event loop.
 
