@@ -54,6 +54,7 @@ class Ours(NamedTuple):
             "maxWorkers": self.workers,
             "batchSize": self.batch_size,
             "maxBatchDelay": self.delay_ms,
+            "jobQueueSize": 400,
             "responseTimeout": 300,
             "handler": {"threads": 1, **self.options},
         }

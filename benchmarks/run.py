@@ -74,6 +74,7 @@ matplotlib.use("agg")
 logging.disable_progress_bar()
 
 CLIENTS = 64
+CROWDS = (1, 64, 128, 256)  # a replica has 64 places: twice its batch
 INT8 = Ours({"backend": "onnx"})
 FLOAT32 = Ours({"backend": "torch"})
 HANDLERS: dict[str, Callable[[Path, Path], Any]] = {
@@ -187,6 +188,32 @@ def in_turns(
         for one in running.values():
             resume(one.pid)
         last(running)
+    return pd.DataFrame(rows)
+
+
+def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
+    """TorchServe with one worker, Ray Serve with one replica: a row for each round and number of clients."""
+    texts = [tweet.text for tweet in sample_tweets(500)]
+    alone, rows = INT8._replace(workers=1), []
+    ways = {"TorchServe": ours, "Ray Serve, HAProxy": ray_serve, "Ray Serve, its proxy": plain_ray_serve}
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for name, context in ways.items():
+            folder = fresh(work / re.sub(r"\W+", "_", f"crowd {name}"))
+            running[name] = stack.enter_context(context(model_dir, folder, alone))
+            stack.callback(resume, running[name].pid)
+            suspend(running[name].pid)
+        for number in range(rounds):
+            for name, one in running.items():
+                resume(one.pid)
+                load = partial(load_test, one.url, texts, headers=one.headers, timeout=60)
+                load(concurrency=CLIENTS, duration=1, warmup=1 if number else 12)
+                for clients in CROWDS:
+                    found = load(concurrency=clients, duration=4, warmup=1).iloc[0]
+                    row = {key: found[key] for key in ("requests_per_s", "p50_ms", "errors", "requests")}
+                    rows.append({"round": number, "server": name, "clients": clients, **row})
+                    say(f"round {number + 1}: {name:22} {clients:4} clients {found['requests_per_s']:8.1f}/s")
+                suspend(one.pid)
     return pd.DataFrame(rows)
 
 
@@ -415,6 +442,8 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
             f"One client waits {single:.1f} ms (median) with batchSize 1, and {gathered:.1f} ms where the "
             f"server looks for more requests for a millisecond; in process it takes {alone:.1f} ms."
         )
+        if "crowds" in one:
+            parts += ["### More clients than places", crowd_table(one["crowds"])]
         if "starts" in one:
             library, bare, article_bare = one["starts"].median()
             parts.append(
@@ -428,6 +457,25 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
                 f"`redeploy` {redeploy:.1f} s (1/{ratio:.1f})."
             )
     return "\n\n".join(parts) + "\n"
+
+
+def crowd_table(found: pd.DataFrame) -> str:
+    """Answers per second, and the median wait of a client, by server and number of clients."""
+    shape = partial(found.pivot_table, index="server", columns="clients", aggfunc="median", sort=False)
+    rates, waits, refused = (shape(values=key) for key in ("requests_per_s", "p50_ms", "errors"))
+    lines = [
+        "One worker or one replica each, which has 64 places; a client waits in line for one. Answers a "
+        "second, and the median wait:",
+        "| clients | " + " | ".join(map(str, CROWDS)) + " |\n|---" + "|---" * len(CROWDS) + "|",
+    ]
+    for name in rates.index:
+        cells = [
+            f"{rates.loc[name, clients]:.0f} ({waits.loc[name, clients]:.0f} ms"
+            + (f", {refused.loc[name, clients]:.0f} refused)" if refused.loc[name, clients] else ")")
+            for clients in CROWDS
+        ]
+        lines[1] += f"\n| {name} | " + " | ".join(cells) + " |"
+    return "\n\n".join(lines)
 
 
 def both(frame: pd.DataFrame) -> tuple[float, float, float]:
@@ -492,6 +540,7 @@ def main() -> None:
             one["one client"] = one_client(model_dir, work, args.rounds)
             say("one client: done")
             if name == "embedded":
+                one["crowds"] = crowds(model_dir, work, args.rounds)
                 one["starts"] = starts(model_dir, work, args.rounds)
             else:
                 one["edits"] = edits(model_dir, work, max(1, args.rounds - 1))
