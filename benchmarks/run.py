@@ -167,7 +167,7 @@ def in_turns(
         limit = stack.enter_context(InProcess(model_dir, fresh(work / "in_process"), INT8))
         for number in range(rounds):
             for contender, one in running.items():
-                resume(one.pid)
+                wake(one)
                 found = load_test(
                     one.url, texts, labels=labels, headers=one.headers, body=one.body, answer=one.answer,
                     concurrency=CLIENTS, duration=seconds, timeout=120,
@@ -195,7 +195,7 @@ def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
     """TorchServe with one worker, Ray Serve with one replica: a row for each round and number of clients."""
     texts = [tweet.text for tweet in sample_tweets(500)]
     alone, rows = INT8._replace(workers=1), []
-    ways = {"TorchServe": ours, "Ray Serve, HAProxy": ray_serve, "Ray Serve, its proxy": plain_ray_serve}
+    ways = {"TorchServe": ours, "Ray Serve, HAProxy": ray_serve}
     with contextlib.ExitStack() as stack:
         running = {}
         for name, context in ways.items():
@@ -205,7 +205,7 @@ def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
             suspend(running[name].pid)
         for number in range(rounds):
             for name, one in running.items():
-                resume(one.pid)
+                wake(one)
                 load = partial(load_test, one.url, texts, headers=one.headers, timeout=60)
                 load(concurrency=CLIENTS, duration=1, warmup=1 if number else 12)
                 for clients in CROWDS:
@@ -244,6 +244,17 @@ def suspend(pid: int) -> None:
 def resume(pid: int) -> None:
     for process in family(pid):
         process.resume()
+
+
+def wake(one: Running) -> None:
+    """Goes on with a contender. Connections and pauses of minutes may cost it its first request."""
+    resume(one.pid)
+    body, until = one.body(["a text"]), time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(requests.RequestException):
+            if requests.post(one.url, json=body, headers=dict(one.headers), timeout=30).ok:
+                return
+    raise RuntimeError(f"{one.url} does not answer after its pause")
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 from collections.abc import Iterable, Mapping
 
@@ -48,8 +49,7 @@ class Metrics:
             value: what a counter grows by, or a gauge becomes.
             kind: "counter" or "gauge", for a metric that TorchServe does not have.
         """
-        pairs = {**labels, **self._common}.items()
-        key = name, ",".join(f"{label}={json.dumps(text)}" for label, text in pairs)
+        key = name, _exposed(tuple({**labels, **self._common}.items()))
         counts = self._kinds.setdefault(name, kind) == "counter"
         self._values[key] = value + (self._values[key] if counts else 0)
 
@@ -61,6 +61,11 @@ class Metrics:
     def state(self) -> State:
         """Kinds by name, and values by name and labels."""
         return dict(self._kinds), dict(self._values)
+
+
+@functools.lru_cache(10_000)  # each request updates several metrics with the same labels
+def _exposed(labels: tuple[tuple[str, str], ...]) -> str:
+    return ",".join(f"{label}={json.dumps(text)}" for label, text in labels)
 
 
 def exposition(states: Iterable[State]) -> str:
