@@ -185,8 +185,6 @@ def in_turns(
             rate = limit.measure(seconds, batch_size=32)["texts_per_s"]
             rows.append({"round": number, "contender": LIMIT, "requests_per_s": rate})
             say(f"round {number + 1}: {LIMIT:34} {rate:8.1f}/s")
-        for one in running.values():
-            resume(one.pid)
         last(running)
     return pd.DataFrame(rows)
 
@@ -219,6 +217,7 @@ def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
     """Milliseconds of CPU for a request under full load: in the workers, the JVM, and the clients here."""
+    wake(one)
     served = family(one.pid)
     jvm = [process for process in served if process.name().startswith("java")]
     workers = [process for process in served if process not in jvm]
@@ -397,7 +396,7 @@ def table(found: pd.DataFrame, best: str) -> pd.DataFrame:
     """Medians over the rounds, and how many times as many answers the best one gives, within a round."""
     rates = found.pivot(index="round", columns="contender", values="requests_per_s")
     result = found.groupby("contender", sort=False)[["requests_per_s", "p50_ms", "p99_ms"]].median()
-    result["times"] = rates.rdiv(rates[best], axis=0).median()
+    result["times"] = rates.where(rates > 0).rdiv(rates[best], axis=0).median()
     totals = found.groupby("contender", sort=False)[["wrong", "errors", "requests"]].sum()
     result["not as float32, %"] = 100 * totals["wrong"] / totals["requests"]
     result["errors"] = totals["errors"]
