@@ -152,15 +152,17 @@ class ModelHandler(BaseHandler):
         """The dtype asked for; auto: bfloat16 where the hardware computes in it."""
         if asked not in ("auto", "float32", "bfloat16"):
             raise RuntimeError(f"There is no dtype {asked!r}: it is auto, float32 or bfloat16")
+        if asked == "float32":
+            return asked
         if self.device.type == "cuda":
             able = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
             able = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16": Arm's
-        if asked == "bfloat16" and not able:
-            logger.warning("%s does not compute in bfloat16: float32 is faster", self.device)
         if asked == "auto":
             return "bfloat16" if able else "float32"
+        if not able:
+            logger.warning("%s does not compute in bfloat16: float32 is faster", self.device)
         return asked
 
     def _load_onnx(self, model_dir):

@@ -111,9 +111,10 @@ def test_labels_are_taken_out_of_an_answer_that_wraps_them(
         return json.loads(content)["outputs"]
 
     url = serve(answer)
-    row = load_test(url, ["a", "b"], labels=labels, answer=outputs, duration=0.3, warmup=0).iloc[0]
+    how: dict[str, Any] = {"concurrency": 2, "duration": 0.3, "warmup": 0}
+    row = load_test(url, ["a", "b"], labels=labels, answer=outputs, **how).iloc[0]
     assert set(row["outcomes"]) == {"right"}
-    row = load_test(url, ["a"], labels=["A"], answer=lambda content: content[99], duration=0.3).iloc[0]
+    row = load_test(url, ["a"], labels=["A"], answer=lambda content: content[99], **how).iloc[0]
     assert set(row["outcomes"]) == {"wrong"}
 
 
