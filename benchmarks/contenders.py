@@ -38,6 +38,14 @@ class Running(NamedTuple):
     body: Callable[[list[str]], object] = as_input
     answer: Callable[[bytes], object] = json.loads
 
+    def is_there(self) -> bool:
+        """Whether it answers a text."""
+        try:
+            body = self.body(["a text"])
+            return requests.post(self.url, json=body, headers=dict(self.headers), timeout=60).ok
+        except requests.RequestException:
+            return False
+
 
 class Ours(NamedTuple):
     """The course's handler with these options of model-config.yaml."""
@@ -63,20 +71,24 @@ class Ours(NamedTuple):
 
     def archive(self, model_dir: Path, folder: Path) -> Path:
         """The course's handler with these settings, as a folder that is an archive."""
-        return build_archive(
-            "served", handler=ROOT / "handler.py", model_dir=model_dir, config_file=self.config(folder),
-            export_path=folder, archive_format="no-archive",
-        )  # fmt: skip
+        return _archive(ROOT / "handler.py", model_dir, folder, self.config(folder))
+
+
+def _archive(handler: Path, model_dir: Path, folder: Path, config_file: Path | None = None) -> Path:
+    return build_archive(
+        "served", handler=handler, model_dir=model_dir, config_file=config_file, export_path=folder,
+        archive_format="no-archive",
+    )  # fmt: skip
 
 
 def ours(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
     """TorchServe with the course's handler."""
-    return _torchserve(ROOT / "handler.py", model_dir, work, config_file=setting.config(work))
+    return _torchserve(setting.archive(model_dir, work))
 
 
 def shipped(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
     """TorchServe with the course's handler and model-config.yaml, as they are."""
-    return _torchserve(ROOT / "handler.py", model_dir, work, config_file=ROOT / "model-config.yaml")
+    return _torchserve(_archive(ROOT / "handler.py", model_dir, work, ROOT / "model-config.yaml"))
 
 
 def article(
@@ -90,35 +102,14 @@ def article(
     if threads:
         os.environ["ARTICLE_THREADS"] = str(threads)
     config = {"default_workers_per_model": workers or CORES, "default_response_timeout": 300}
-    return _torchserve(HERE / "article_handler.py", model_dir, work, config=config)
+    return _torchserve(_archive(HERE / "article_handler.py", model_dir, work), config)
 
 
 @contextlib.contextmanager
-def _torchserve(
-    handler: Path,
-    model_dir: Path,
-    work: Path,
-    config_file: Path | None = None,
-    config: Mapping[str, object] | None = None,
-) -> Iterator[Running]:
-    mar = build_archive(
-        "served", handler=handler, model_dir=model_dir, config_file=config_file, export_path=work,
-        archive_format="no-archive",
-    )  # fmt: skip
-    with TorchServe(models={"my_model": mar}, config=config, startup_timeout=300) as server:
+def _torchserve(archive: Path, config: Mapping[str, object] | None = None) -> Iterator[Running]:
+    with TorchServe(models={"my_model": archive}, config=config, startup_timeout=300) as server:
         url = f"{server.inference_address}/predictions/my_model"
         yield Running(url, server.pid, {"Authorization": f"Bearer {server.token('inference')}"})
-
-
-class Asked(NamedTuple):
-    """How a server wants to be asked, and where in its answer the labels are."""
-
-    path: str = "/predict"
-    body: Callable[[list[str]], object] = as_input
-    answer: Callable[[bytes], object] = json.loads
-
-
-PLAIN = Asked()
 
 
 def litserve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
@@ -142,7 +133,7 @@ def plain_ray_serve(model_dir: Path, work: Path, setting: Ours) -> AbstractConte
 def _ray(model_dir: Path, work: Path, setting: Ours, **variables: str) -> AbstractContextManager[Running]:
     port, archive = free_port(), setting.archive(model_dir, work)
     command = [sys.executable, HERE / "ray_app.py", archive, port, setting.workers]
-    return _program(command, port, work, Asked("/predictions/my_model"), **variables)
+    return _program(command, port, work, path="/predictions/my_model", **variables)
 
 
 def bentoml(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
@@ -155,8 +146,11 @@ def bentoml(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManage
         "BENTOML_HOME": str(work / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "true",
     }
-    asked = Asked(body=lambda texts: {"texts": texts})
-    return _program([*command, "--working-dir", HERE], port, work, asked, **variables)
+
+    def body(texts: list[str]) -> object:
+        return {"texts": texts}
+
+    return _program([*command, "--working-dir", HERE], port, work, body=body, **variables)
 
 
 def mlserver(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
@@ -174,45 +168,46 @@ def mlserver(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManag
     def body(texts: list[str]) -> object:
         return {"inputs": [{"name": "texts", "shape": [len(texts)], "datatype": "BYTES", "data": texts}]}
 
-    asked = Asked(
-        "/v2/models/my_model/infer", body, lambda content: json.loads(content)["outputs"][0]["data"]
-    )
-    return _program([MLSERVER, "start", folder], port, work, asked, PYTHONPATH=str(HERE))
+    def answer(content: bytes) -> object:
+        return json.loads(content)["outputs"][0]["data"]
+
+    path, command = "/v2/models/my_model/infer", [MLSERVER, "start", folder]
+    return _program(command, port, work, path, body, answer, PYTHONPATH=str(HERE))
 
 
 @contextlib.contextmanager
 def _program(
-    command: list[object], port: int, work: Path, asked: Asked = PLAIN, **variables: str
+    command: list[object],
+    port: int,
+    work: Path,
+    path: str = "/predict",
+    body: Callable[[list[str]], object] = as_input,
+    answer: Callable[[bytes], object] = json.loads,
+    **variables: str,
 ) -> Iterator[Running]:
     """A server that is a program: ready when it answers a text."""
-    log, url = work / "log", f"http://127.0.0.1:{port}{asked.path}"
+    log = work / "log"
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
     with log.open("wb") as output:
         process = psutil.Popen(
             [str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, env=environment
         )
+    one = Running(f"http://127.0.0.1:{port}{path}", process.pid, body=body, answer=answer)
     try:
         deadline = time.monotonic() + 300
-        while not _answers(url, asked.body):
+        while not one.is_there():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[1]} did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.2)
-        yield Running(url, process.pid, body=asked.body, answer=asked.answer)
+        yield one
     finally:
         everything = [*process.children(recursive=True), process] if process.is_running() else []
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
         psutil.wait_procs(everything, timeout=20)
-        for one in everything:
+        for left in everything:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-
-
-def _answers(url: str, body: Callable[[list[str]], object]) -> bool:
-    try:
-        return requests.post(url, json=body(["a text"]), timeout=60).ok
-    except requests.RequestException:
-        return False
+                left.kill()
 
 
 def free_port() -> int:

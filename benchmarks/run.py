@@ -248,12 +248,10 @@ def resume(pid: int) -> None:
 def wake(one: Running) -> None:
     """Goes on with a contender. Connections and pauses of minutes may cost it its first request."""
     resume(one.pid)
-    body, until = one.body(["a text"]), time.monotonic() + 60
-    while time.monotonic() < until:
-        with contextlib.suppress(requests.RequestException):
-            if requests.post(one.url, json=body, headers=dict(one.headers), timeout=30).ok:
-                return
-    raise RuntimeError(f"{one.url} does not answer after its pause")
+    until = time.monotonic() + 60
+    while not one.is_there():
+        if time.monotonic() > until:
+            raise RuntimeError(f"{one.url} does not answer after its pause")
 
 
 def family(pid: int) -> list[psutil.Process]:

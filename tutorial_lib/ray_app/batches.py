@@ -42,6 +42,15 @@ class Job:
         self.parts: asyncio.Queue[worker.Reply | None] = asyncio.Queue()
         self.answer.add_done_callback(lambda _: self.parts.put_nowait(None))
 
+    def settle(self, outcome: Answer | NotBegun) -> None:
+        """Sets the answer, unless the client is gone."""
+        if self.answer.done():
+            return
+        if isinstance(outcome, Answer):
+            self.answer.set_result(outcome)
+        else:
+            self.answer.set_exception(outcome)
+
 
 class HandlerThread(threading.Thread):
     """Loads a service, and has it answer jobs.
@@ -52,6 +61,7 @@ class HandlerThread(threading.Thread):
 
     Attributes:
         service: done when the handler is loaded.
+        ended: the handler hung, or did what ends a worker, and answers no more.
     """
 
     def __init__(
@@ -79,14 +89,14 @@ class HandlerThread(threading.Thread):
         self._load, self._size, self._delay, self._silence = load, size, delay, silence
         self._on_batch, self._on_end = on_batch, on_end
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._ended = False
+        self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self.start()
 
     def put(self, job: Job) -> None:
         """Takes a job, in its event loop."""
-        if self._ended:
-            job.answer.set_exception(NotBegun())
+        if self.ended:
+            job.settle(NotBegun())
         else:
             self._jobs.put(job)
 
@@ -99,7 +109,7 @@ class HandlerThread(threading.Thread):
             return
         self.service.set_result(service)
         goes_on = True
-        while goes_on and not self._ended:
+        while goes_on and not self.ended:
             if jobs := self._gather():
                 goes_on = self._answer(service, jobs)
 
@@ -153,12 +163,11 @@ class HandlerThread(threading.Thread):
         jobs[index].parts.put_nowait(part)
 
     def _deliver(self, jobs: list[Job], answers: list[Answer]) -> None:
-        if self._ended:  # it hung, and was given up
+        if self.ended:  # it hung, and was given up
             return
         self._watch(None)
         for job, answer in zip(jobs, answers, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(answer)
+            job.settle(answer)
 
     def _hangs(self, jobs: list[Job]) -> None:
         logging.error("No answer within responseTimeout, %s s.", self._silence)
@@ -166,14 +175,11 @@ class HandlerThread(threading.Thread):
 
     def _end(self, jobs: list[Job]) -> None:
         """These jobs get the answer of a dead worker, and those that wait may be repeated."""
-        self._ended = True
+        self.ended = True
         self._watch(None)
         self._on_end()
         for job in jobs:
-            if not job.answer.done():
-                job.answer.set_result(Answer(worker.Reply(500, {}, b"", "Worker died."), 0.0))
+            job.settle(Answer(worker.Reply(500, {}, b"", "Worker died."), 0.0))
         with contextlib.suppress(queue.Empty):
             while True:
-                job = self._jobs.get_nowait()
-                if not job.answer.done():
-                    job.answer.set_exception(NotBegun())
+                self._jobs.get_nowait().settle(NotBegun())

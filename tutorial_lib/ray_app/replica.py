@@ -55,7 +55,6 @@ class Replica:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = {"Level": "Host", "Hostname": socket.gethostname()}
         self._metrics = Metrics({"replica": self._id})
-        self._ends = False
         self._held = contextlib.ExitStack()
         folder = self._held.enter_context(unpacked(model.archive, model.digest))
         self._held.enter_context(worker.in_model_folder(folder))
@@ -103,7 +102,6 @@ class Replica:
 
     def _end(self) -> None:
         """A fault that ends a TorchServe worker ends the replica too."""
-        self._ends = True
         asyncio.get_running_loop().call_later(_SECONDS_TO_SEND, os._exit, 1)  # Ray starts a new replica
 
     def _take_metric(self, metric: worker.Metric) -> None:
@@ -156,7 +154,8 @@ class Replica:
         }
         self._metrics.update("ts_inference_requests_total", labels)
         began = time.monotonic()
-        self._check_goes_on()
+        if self._thread.ended:
+            raise _ask_again()
         body = await request.body()
         if len(body) > self._model.max_request_size:
             return Response(status_code=413)
@@ -176,8 +175,7 @@ class Replica:
         try:
             reply, queued = await job.answer
         except NotBegun:
-            self._check_goes_on()
-            raise
+            raise _ask_again() from None
         self._metrics.update("ts_queue_latency_microseconds", labels, queued * 1e6)
         self._metrics.update("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
         if reply.error is None:
@@ -186,12 +184,6 @@ class Replica:
             return Response(body, reply.status, reply.headers)
         status = 507 if reply.status == 413 else reply.status
         raise HTTPError(status, "InternalServerException", reply.error)
-
-    def _check_goes_on(self) -> None:
-        """The handler has not seen this request, so that it may be repeated."""
-        if self._ends:
-            message = "This replica ends after a fault of its handler, and Ray starts a new one. Ask again."
-            raise HTTPError(503, "ServiceUnavailableException", message)
 
     async def _describe(self, method: str, rest: list[str]) -> Response:
         if method != "GET":
@@ -237,6 +229,12 @@ class Replica:
                 "gpuUsage": "N/A",
             },
         }
+
+
+def _ask_again() -> HTTPError:
+    """The handler has not seen this request, so that it may be repeated."""
+    message = "This replica ends after a fault of its handler, and Ray starts a new one. Ask again."
+    return HTTPError(503, "ServiceUnavailableException", message)
 
 
 def _address(scope: Mapping[str, Any]) -> list[str]:
