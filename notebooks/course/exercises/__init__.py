@@ -1,7 +1,8 @@
 """The exercises' self-checks and solutions, one module a chapter.
 
-check("03.1", parse)      says whether an answer is right, and gives a hint where it is not
-solution("03.1")          prints one that is; tests/test_exercises.py holds that it is
+check("03.1", parse)      says whether an answer is right
+hint("03.1")              prints a hint
+solution("03.1")          prints a right answer; tests/test_exercises.py runs it
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ class Exercise:
 
 def check(number: str, answer: Any) -> None:
     """Prints whether the answer to an exercise is right; never raises, so a notebook runs on."""
-    exercise = _find(number)
-    if answer is None or answer is ...:
-        print(f"Exercise {number}: yours to fill in. Hint: {exercise.hint}")
-        return
-    try:
-        right = exercise.check(answer)
-    except Exception as error:
-        print(f"Exercise {number}: not yet, it raised {type(error).__name__}: {error}. Hint: {exercise.hint}")
-        return
-    print(f"Exercise {number}: right." if right else f"Exercise {number}: not yet. Hint: {exercise.hint}")
+    print(f"Exercise {number}: {_verdict(number, answer)}")
+
+
+def hint(number: str) -> None:
+    """Prints a hint."""
+    print(_find(number).hint)
 
 
 def solution(number: str) -> None:
     """Prints a right answer's source code."""
     print(_find(number).solution)
+
+
+def _verdict(number: str, answer: Any) -> str:
+    more = f'For a hint: exercises.hint("{number}")'
+    if answer is None or answer is ...:
+        return f"yours to fill in. {more}"
+    try:
+        right = _find(number).check(answer)
+    except Exception as error:
+        return f"not yet, it raised {type(error).__name__}: {error}. {more}"
+    return "right." if right else f"not yet. {more}"
 
 
 def _find(number: str) -> Exercise:

@@ -24,4 +24,10 @@ EXERCISES = {
 def answer(status):
     return signal.Signals(status - 128).name if status > 128 else \"\"""",
     ),
+    "06.3": Exercise(
+        lambda answer: answer(10) == {"max_request_size": 10_000},
+        "the setting is max_request_size, and it counts bytes",
+        """def answer(kilobytes):
+    return {"max_request_size": kilobytes * 1000}""",
+    ),
 }
