@@ -1,9 +1,9 @@
 """The finished handler: chapters 02 to 04 build it, chapter 05 and later ones serve it.
 
 A request {"input": ["text", …]} gets ["Positive", …]; with "scores": true it gets
-[{"label": "Positive", "score": 0.98}, …]. A multi-label model answers a list of such labels for each text,
-those that score `threshold` or more; a regression answers its number. A bad request gets a 400 of its own,
-with a sentence, and the other requests of its batch get their answers.
+[{"label": "Positive", "score": 0.98}, …]. A multi-label model answers each text with a list of the labels
+that score `threshold` or more; a regression answers with a number. A bad request gets its own 400 with an
+error message, and the other requests of its batch get their answers.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from ts.torch_handler.base_handler import BaseHandler
 logger = logging.getLogger(__name__)
 logger.info("Transformers version %s", transformers.__version__)
 
-# model-config.yaml explains each; chapter 09 measures the first four.
+# model-config.yaml explains each option; chapter 09 measures the first four.
 DEFAULTS = {
     "backend": "auto",
     "dtype": "float32",
@@ -36,7 +36,7 @@ DEFAULTS = {
     "metrics": False,
 }
 
-# A Python tokenizer's work grows with the square of a word's length, and it remembers every word it met.
+# A Python tokenizer caches every word it meets, and its work grows with the square of a word's length.
 # Limit both, so that a client cannot exhaust CPU or memory.
 LONG_TEXT_CHARACTERS, MAX_WORD_CHARACTERS = 1_000, 100
 MAX_REMEMBERED_WORDS = 50_000
@@ -45,7 +45,7 @@ NO_INPUT = (
     'The body has no "input". Send {"input": ["a text", …]} with the header Content-Type: application/json.'
 )
 
-# From logits [rows, labels] to scores of the same shape, by the model's problem_type.
+# Turns logits [rows, labels] into scores of the same shape, by the model's problem_type.
 SCORES = {
     "single_label_classification": lambda logits: logits.softmax(dim=-1),
     "multi_label_classification": torch.sigmoid,
@@ -54,7 +54,7 @@ SCORES = {
 
 
 class ModelHandler(BaseHandler):
-    """Labels or numbers for texts, from any model that AutoModelForSequenceClassification loads."""
+    """Gives texts labels or numbers, by any model that AutoModelForSequenceClassification loads."""
 
     def initialize(self, context):
         """Loads the model, the tokenizer and the labels from the unpacked archive.
@@ -88,7 +88,7 @@ class ModelHandler(BaseHandler):
         logger.info("Successfully loaded the model")
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         self.max_tokens = self._max_tokens()
-        # Not the tokenizer's: RoBERTa counts positions, and GPT-2 finds a text's end, by the config's.
+        # The config's id, not the tokenizer's: RoBERTa counts positions and GPT-2 finds a text's end by it.
         self.padding = self.config.pad_token_id
         logger.info("Successfully loaded tokenizer")
         self.mapping = self._load_labels(model_dir)
@@ -96,15 +96,15 @@ class ModelHandler(BaseHandler):
         self.initialized = True
 
     def _problem_type(self):
-        """What the logits mean. Where the config does not say, one label is a number, as in transformers."""
+        """Returns what the logits mean. A config without a type and with one label means a number."""
         by_labels = "regression" if self.config.num_labels == 1 else "single_label_classification"
         return self.config.problem_type or by_labels
 
     def _max_tokens(self):
-        """How many tokens a text may have: what both the tokenizer and the model's positions allow.
+        """Returns how many tokens a text may have, by the tokenizer's limit and the model's positions.
 
-        Some tokenizers say they take 1e30 tokens, and models with relative positions (T5) set no limit: then
-        512. RoBERTa's positions start at 2, hence the 2.
+        Some tokenizers claim to take 1e30 tokens, and models with relative positions (T5) set no limit: the
+        limit is then 512. RoBERTa's positions start at 2, so 2 are subtracted.
         """
         positions = getattr(self.config, "max_position_embeddings", None) or 0  # XLNet's is -1
         limit = min(self.tokenizer.model_max_length, positions - 2 if positions > 2 else 1_000_000)
@@ -120,7 +120,7 @@ class ModelHandler(BaseHandler):
         return backends[self.options["backend"]](model_dir)
 
     def _fastest(self, model_dir):
-        """onnx where the archive has its file; but the file is for CPUs."""
+        """Returns onnx on a CPU if the archive has model.onnx and onnxruntime is installed, else torch."""
         if self.device.type != "cpu" or not (model_dir / "model.onnx").is_file():
             return "torch"
         if importlib.util.find_spec("onnxruntime") is None:
@@ -149,7 +149,7 @@ class ModelHandler(BaseHandler):
         return logits
 
     def _dtype(self, asked):
-        """The dtype asked for; auto: bfloat16 where the hardware computes in it."""
+        """Returns the dtype asked for; auto takes bfloat16 where the hardware computes in it."""
         if asked not in ("auto", "float32", "bfloat16"):
             raise RuntimeError(f"There is no dtype {asked!r}: it is auto, float32 or bfloat16")
         if asked == "float32":
@@ -157,7 +157,7 @@ class ModelHandler(BaseHandler):
         if self.device.type == "cuda":
             able = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+            found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch lacks this function
             able = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # "bf16": Arm's
         if asked == "auto":
             return "bfloat16" if able else "float32"
@@ -196,7 +196,7 @@ class ModelHandler(BaseHandler):
         return logits
 
     def _check_model(self):
-        """Computes two texts alone and together: what can't work fails now, and not at each request."""
+        """Computes two texts alone and together, so that a faulty model fails now, not at each request."""
         ids = [self._tokenize(text) for text in ("a text", "a text that is longer than the other one")]
         try:
             with torch.inference_mode():
@@ -217,13 +217,13 @@ class ModelHandler(BaseHandler):
         logger.warning("Each text goes through the model by itself, which is slow: %s", reason)
 
     def _same_together(self, ids, alone):
-        """Whether padding leaves the logits as they are; XLNet, for one, wants it on the left."""
+        """Returns whether padding leaves the logits unchanged; XLNet, for one, needs it on the left."""
         tolerance = 1e-3 if self.options["dtype"] == "float32" else 0.1
         with torch.inference_mode():
             return torch.allclose(self._logits(ids), alone, atol=tolerance)
 
     def _load_labels(self, model_dir):
-        """Class index → label: index_to_name.json, else the model's own config."""
+        """Returns class index → label, from index_to_name.json, else from the model's own config."""
         own = self.config.id2label
         mapping_file = model_dir / "index_to_name.json"
         if not mapping_file.is_file():
@@ -243,7 +243,7 @@ class ModelHandler(BaseHandler):
         return labels
 
     def handle(self, data, context):
-        """A batch of requests in, one answer for each out, in order."""
+        """Answers a batch of requests: one answer for each request, in order."""
         self.context = context
         if len(data) == 1 and self._is_describe():
             return [self.describe_handle()]
@@ -259,7 +259,7 @@ class ModelHandler(BaseHandler):
 
         Args:
             requests: as TorchServe hands them over: [{"body": {"input": ["text"]}}, …]. The key is
-                "data" for a form field of that name; the value is a dict where the client said
+                "data" for a form field of that name; the value is a dict if the client sent
                 application/json, a str for text/*, and bytes otherwise.
 
         Returns:
@@ -297,7 +297,7 @@ class ModelHandler(BaseHandler):
         return {"texts": texts, "scores": body.get("scores", False)}
 
     def _tokenize_all(self, item):
-        """Adds the tokens of a request's texts. What the tokenizer can't take is that request's error."""
+        """Adds the tokens of a request's texts. A text that the tokenizer can't take gives an error."""
         if "error" in item:
             return item
         try:
@@ -310,7 +310,7 @@ class ModelHandler(BaseHandler):
         return {**item, "ids": ids}
 
     def _tokenize(self, text):
-        cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's, which never forgets
+        cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's cache has no limit
         if cache is not None and len(cache) > MAX_REMEMBERED_WORDS:
             cache.clear()
         if len(text) > LONG_TEXT_CHARACTERS and not self.tokenizer.is_fast:
@@ -320,10 +320,10 @@ class ModelHandler(BaseHandler):
         return self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
 
     def inference(self, ids):
-        """Scores of each label, [texts, labels], for lists of tokens; NaN where a text can't be computed.
+        """Returns scores, [texts, labels], for lists of tokens; NaN where a text can't be computed.
 
         Texts of similar length go through the model together, a few at a time: padding costs as much as
-        words, and every row of a pass is as long as its longest one.
+        words, and every row of a pass is as long as the longest row.
         """
         self.tokens, self.slots = sum(map(len, ids)), 0  # for _report_metrics
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -338,11 +338,11 @@ class ModelHandler(BaseHandler):
         return scores
 
     def _logits(self, rows):
-        """The logits of a few texts. Where one of them can't be computed, the others still are."""
+        """Returns the logits of a few texts. If one text can't be computed, the others still are."""
         padded, mask = self._pad(rows)
         try:
             return self.forward(padded, mask)
-        except Exception:  # T5, for one, wants as many end tokens in each row, and a text may contain them
+        except Exception:  # T5, for one, needs equally many end tokens in each row; a text may have some
             logger.exception("The model can't compute %d texts together", len(rows))
             if len(rows) == 1:
                 return torch.full((1, self.config.num_labels), torch.nan)
@@ -378,7 +378,7 @@ class ModelHandler(BaseHandler):
         return {"code": code, "type": phrase.replace(" ", ""), "message": message}
 
     def _answer(self, row, with_scores):
-        """One text's answer from its row of scores."""
+        """Makes one text's answer from its row of scores."""
         pairs = [{"label": self.mapping[index], "score": score} for index, score in enumerate(row)]
         if self.problem_type == "regression":
             numbers = pairs if with_scores else row
@@ -390,7 +390,7 @@ class ModelHandler(BaseHandler):
         return best if with_scores else best["label"]
 
     def describe_handle(self):
-        """What a description with customized=true adds: what this model answers, and how."""
+        """Returns what a description with customized=true adds: what this model answers, and how."""
         labels = [self.mapping[index] for index in sorted(self.mapping)]
         return {"labels": labels, "max_tokens": self.max_tokens, "options": self.options}
 

@@ -1,4 +1,7 @@
-"""A handler that works as the article's does: one request at a time, whatever the batch holds."""
+"""A handler like that of the article "Serving PyTorch Models Using TorchServe", which README.md names.
+
+It answers one request at a time, whatever the batch holds.
+"""
 
 import json
 import os
@@ -15,7 +18,7 @@ class ArticleHandler(BaseHandler):
         self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.mapping = json.loads((folder / "index_to_name.json").read_text())
-        if threads := os.environ.get("ARTICLE_THREADS"):  # the article sets none
+        if threads := os.environ.get("ARTICLE_THREADS"):  # the article sets no threads
             torch.set_num_threads(int(threads))
         self.initialized = True
 

@@ -1,4 +1,7 @@
-"""BentoML with its documented batching: `bentoml serve bento_app:Served`; $ARCHIVE, $WORKERS."""
+"""Serves the handler by BentoML with its documented batching: `bentoml serve bento_app:Served`.
+
+$ARCHIVE names the unpacked archive, $WORKERS the number of workers.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What is measured: each starts, says where it listens, and ends with its `with` block."""
+"""The measured servers and handlers: each tells where it listens, and runs until its `with` block ends."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tutorial_lib.load import as_input
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# In environments of their own, since their pins are not ours.
+# They have their own environments, because their pinned versions differ from ours.
 BENTOML = ROOT / ".venv-bentoml" / "bin" / "bentoml"
 MLSERVER = ROOT / ".venv-mlserver" / "bin" / "mlserver"
 CORES = psutil.cpu_count(logical=False) or 1
 
 
 class Running(NamedTuple):
-    """Where a contender answers, the process that its others descend from, and how it is asked."""
+    """A contender's URL, the parent of its processes, and the form of its requests and answers."""
 
     url: str
     pid: int
@@ -39,7 +39,7 @@ class Running(NamedTuple):
     answer: Callable[[bytes], object] = json.loads
 
     def is_there(self) -> bool:
-        """Whether it answers a text."""
+        """Returns whether the contender answers a text."""
         try:
             body = self.body(["a text"])
             return requests.post(self.url, json=body, headers=dict(self.headers), timeout=60).ok
@@ -70,7 +70,7 @@ class Ours(NamedTuple):
         return file
 
     def archive(self, model_dir: Path, folder: Path) -> Path:
-        """The course's handler with these settings, as a folder that is an archive."""
+        """Builds an archive, which is a folder, of the course's handler with these settings."""
         return _archive(ROOT / "handler.py", model_dir, folder, self.config(folder))
 
 
@@ -94,9 +94,9 @@ def shipped(model_dir: Path, work: Path) -> AbstractContextManager[Running]:
 def article(
     model_dir: Path, work: Path, workers: int | None, threads: int | None
 ) -> AbstractContextManager[Running]:
-    """TorchServe with a handler that works as the article's; None: as the article has it, nothing said.
+    """TorchServe with a handler that works as the article's; None means that the article sets nothing.
 
-    Its requests come one at a time: with more in a batch it fails.
+    The handler gets one request at a time, because it fails on a larger batch.
     """
     os.environ.pop("ARTICLE_THREADS", None)
     if threads:
@@ -113,7 +113,7 @@ def _torchserve(archive: Path, config: Mapping[str, object] | None = None) -> It
 
 
 def litserve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
-    """LitServe: its workers, batches of 32 gathered for 10 ms."""
+    """LitServe with its own workers, which gathers batches of 32 for 10 ms."""
     port, archive = free_port(), setting.archive(model_dir, work)
     return _program([sys.executable, HERE / "lit_app.py", archive, port, setting.workers], port, work)
 
@@ -126,7 +126,7 @@ def ray_serve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextMana
 
 
 def plain_ray_serve(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
-    """Ray Serve as it comes: requests go through its proxy in Python."""
+    """Ray Serve with its defaults: requests go through its Python proxy."""
     return _ray(model_dir, work, setting)
 
 
@@ -137,7 +137,7 @@ def _ray(model_dir: Path, work: Path, setting: Ours, **variables: str) -> Abstra
 
 
 def bentoml(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
-    """BentoML: its workers, adaptive batches of 32 at most."""
+    """BentoML with its own workers and adaptive batches of 32 at most."""
     port = free_port()
     command = [BENTOML, "serve", "bento_app:Served", "--host", "127.0.0.1", "--port", port]
     variables = {
@@ -154,7 +154,7 @@ def bentoml(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManage
 
 
 def mlserver(model_dir: Path, work: Path, setting: Ours) -> AbstractContextManager[Running]:
-    """MLServer: its parallel workers, adaptive batches of 32 gathered for 10 ms."""
+    """MLServer with its parallel workers, which gathers adaptive batches of 32 for 10 ms."""
     port = free_port()
     settings = {"host": "127.0.0.1", "http_port": port, "parallel_workers": setting.workers}
     settings |= {"grpc_port": free_port(), "metrics_port": free_port(), "debug": False}
@@ -185,7 +185,7 @@ def _program(
     answer: Callable[[bytes], object] = json.loads,
     **variables: str,
 ) -> Iterator[Running]:
-    """A server that is a program: ready when it answers a text."""
+    """Runs a server program, which is ready when it answers a text."""
     log = work / "log"
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
     with log.open("wb") as output:
@@ -217,7 +217,7 @@ def free_port() -> int:
 
 
 class InProcess:
-    """The archive's handler in one process for each core: the most that these cores can do."""
+    """The archive's handler in one process for each core: the maximum that these cores can do."""
 
     def __init__(self, model_dir: Path, work: Path, setting: Ours) -> None:
         unpacked = setting.archive(model_dir, work)
@@ -234,7 +234,7 @@ class InProcess:
                 raise RuntimeError(f"in_process.py did not start; run it by hand on {unpacked}.")
 
     def measure(self, seconds: float, batch_size: int, processes: int = CORES) -> dict[str, float]:
-        """Texts a second of all together, and the median time of a batch."""
+        """Returns the texts per second of all processes together, and the median time of a batch."""
         asked = self.processes[:processes]
         for process in asked:
             assert process.stdin is not None

@@ -1,4 +1,4 @@
-"""The archive's handler as a function: what LitServe, BentoML and MLServer serve here."""
+"""Makes the archive's handler a function, which LitServe, BentoML and MLServer serve here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutorial_lib import worker
 
 
 class HandlerModel:
-    """Bodies in, answers out, by the handler and the settings of an unpacked archive."""
+    """Answers request bodies, by the handler and the settings of an unpacked archive."""
 
     def __init__(self, folder: str | Path) -> None:
         sys.path.insert(0, str(folder))

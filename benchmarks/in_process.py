@@ -1,7 +1,7 @@
-"""The limit: the archive's handler on the same cores, with no server around it.
+"""Measures the limit: the archive's handler on the same cores, with no server around it.
 
-python in_process.py UNPACKED_ARCHIVE: prints "ready"; then for each line on stdin, [seconds, batch size],
-one line with how many texts a second it did, and how long a batch took. `run.py` starts one for each core.
+python in_process.py UNPACKED_ARCHIVE prints "ready". Then, for each line [seconds, batch size] on stdin, it
+prints one line: the texts per second, and how long a batch took. `run.py` starts one for each core.
 """
 
 import json

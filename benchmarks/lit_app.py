@@ -1,4 +1,7 @@
-"""LitServe with its documented batching: python lit_app.py UNPACKED_ARCHIVE PORT WORKERS"""
+"""Serves the handler by LitServe with its documented batching.
+
+python lit_app.py UNPACKED_ARCHIVE PORT WORKERS
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""MLServer with its documented adaptive batching: `mlserver start FOLDER`; contenders.py writes it."""
+"""Serves the handler by MLServer with its documented adaptive batching: `mlserver start FOLDER`.
+
+contenders.py writes FOLDER.
+"""
 
 from handler_model import HandlerModel
 from mlserver import MLModel

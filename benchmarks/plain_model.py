@@ -1,4 +1,4 @@
-"""Plain torch in float32: every answer is compared with its labels."""
+"""Labels texts by plain torch in float32; the benchmark compares every answer with these labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 class PlainModel:
-    """Texts in, labels out: one padded batch, one forward pass, float32."""
+    """Labels texts in one padded batch and one forward pass, in float32."""
 
     def __init__(self, folder: str | Path, threads: int) -> None:
         torch.set_num_threads(threads)

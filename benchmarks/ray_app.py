@@ -1,4 +1,4 @@
-"""The archive on Ray Serve, by `build_app`: python ray_app.py ARCHIVE PORT REPLICAS"""
+"""Serves the archive on Ray Serve, by `build_app`: python ray_app.py ARCHIVE PORT REPLICAS"""
 
 import signal
 import sys

@@ -1,14 +1,15 @@
 """Measures the course's way of serving against others, on this machine, in one run: `make bench`.
 
 python benchmarks/run.py                       both models, three rounds: about half an hour on 2 cores
-python benchmarks/run.py --models embedded     the small one alone
+python benchmarks/run.py --models embedded     only the small model
 
-Two questions, two tables: what the handler brings (the course's against the article's, both on TorchServe),
-and what the server brings (the course's handler, in the same settings, on several servers).
+Two tables answer two questions: what the handler brings (the course's against the article's, both on
+TorchServe; README.md names the article), and what the server brings (the course's handler, with the same
+settings, on several servers).
 
-All contenders of a model are there at once, suspended but for the one that is asked. They are asked in turn,
-and again (A B C A B C …), so that a slow minute of the machine hits them all; what is compared are ratios
-within a round. Results: results.md and results.json here, and the plot notebooks/benchmark.svg.
+All contenders of a model run at once, but all except the measured one are suspended. They are measured in
+turn, several times (A B C A B C …), so that a slow minute of the machine affects them all; the tables compare
+ratios within a round. The results go into results.md, results.json and the plot notebooks/benchmark.svg.
 """
 
 from __future__ import annotations
@@ -99,13 +100,13 @@ TITLES = {
     "embedded": "The embedded model (3 layers of 384)",
     "bertweet": "BERTweet's size (12 layers of 768, random weights)",
 }
-# How many texts, seconds of each measurement, and of the load before the first: Java compiles what it runs
-# often, and a request costs TorchServe five times as much in its first seconds as after twenty.
+# How many texts, the seconds of each measurement, and the seconds of load before the first one. Java compiles
+# the code that runs often: a request costs TorchServe five times as much at first as after twenty seconds.
 MODELS = {"embedded": (500, 4.0, 12.0), "bertweet": (64, 6.0, 8.0)}
 
 
 def make_model(name: str, folder: Path) -> Path:
-    """The embedded model, or one of BERTweet's architecture and size with random weights."""
+    """Makes the embedded model, or one of BERTweet's architecture and size with random weights."""
     export_model("embedded", folder)
     if name == "bertweet":
         torch.manual_seed(0)
@@ -128,7 +129,7 @@ def make_model(name: str, folder: Path) -> Path:
 
 
 def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
-    """One row for each round and contender, of the handlers and of the servers; and what our best costs."""
+    """Measures handlers and servers, a row for each round and contender, and what our best one costs."""
     count, seconds, first = MODELS[name]
     texts = [tweet.text for tweet in sample_tweets(count)]
     labels = PlainModel(model_dir, CORES)(texts)
@@ -154,7 +155,10 @@ def in_turns(
     first: float,
     last: Callable[[dict[str, Running]], object] = lambda running: None,
 ) -> pd.DataFrame:
-    """One row for each round and contender, and for the same code in process; `last` is done at the end."""
+    """Measures contenders in turn: a row for each round and contender, and for the same code in process.
+
+    `last` is called at the end, with the running contenders.
+    """
     rows = []
     with contextlib.ExitStack() as stack:
         running: dict[str, Running] = {}
@@ -190,7 +194,7 @@ def in_turns(
 
 
 def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """TorchServe with one worker, Ray Serve with one replica: a row for each round and number of clients."""
+    """Measures TorchServe with one worker and Ray Serve with one replica, per round and number of clients."""
     texts = [tweet.text for tweet in sample_tweets(500)]
     alone, rows = INT8._replace(workers=1), []
     ways = {"TorchServe": ours, "Ray Serve, HAProxy": ray_serve}
@@ -216,7 +220,7 @@ def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 
 def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
-    """Milliseconds of CPU for a request under full load: in the workers, the JVM, and the clients here."""
+    """Measures the CPU milliseconds of a request under full load: in the workers, the JVM and the clients."""
     wake(one)
     served = family(one.pid)
     jvm = [process for process in served if process.name().startswith("java")]
@@ -235,7 +239,7 @@ def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
 
 
 def suspend(pid: int) -> None:
-    """Stops a contender's processes: even an idle one costs others time."""
+    """Suspends a contender's processes, because even an idle contender costs the others time."""
     for process in family(pid):
         process.suspend()
 
@@ -246,7 +250,7 @@ def resume(pid: int) -> None:
 
 
 def wake(one: Running) -> None:
-    """Goes on with a contender. Connections and pauses of minutes may cost it its first request."""
+    """Resumes a contender, and waits until it answers: after minutes of pause its first request may fail."""
     resume(one.pid)
     until = time.monotonic() + 60
     while not one.is_there():
@@ -268,10 +272,10 @@ def fresh(folder: Path) -> Path:
 
 
 def one_client(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Median milliseconds of one request at a time, through the server and in process, in turn.
+    """Measures median milliseconds of one request at a time, through the server and in process, in turn.
 
-    A server that gathers batches waits for a second request, a millisecond at least; with batchSize 1 it
-    does not.
+    A server that gathers batches waits for a second request, at least a millisecond; with batchSize 1 it
+    does not wait.
     """
     texts = [tweet.text for tweet in sample_tweets(60)]
     batches = INT8._replace(workers=1)
@@ -295,8 +299,8 @@ def one_client(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 
 def starts(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Seconds from nothing to a READY worker, in turn: ours with `TorchServe(…)`, and by the bare launcher
-    ours and the article's handler."""
+    """Measures the seconds from nothing to a READY worker, in turn: ours with `TorchServe(…)`, and ours and
+    the article's handler by the bare launcher."""
     alone = FLOAT32._replace(workers=1)
     own = build_archive(
         "starts", handler=ROOT / "handler.py", model_dir=model_dir, export_path=fresh(work / "starts"),
@@ -327,7 +331,7 @@ def starts(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def bare_launcher(mar: Path) -> Iterator[str]:
-    """`torchserve --start`, and a look every 0.1 s for a READY worker; gives its address."""
+    """Runs `torchserve --start`, looks every 0.1 s for a READY worker, and yields the inference address."""
     with tempfile.TemporaryDirectory(prefix="bare-", ignore_cleanup_errors=True) as folder:
         ports = [free_port() for _ in range(6)]
         names = ("inference", "management", "metrics")
@@ -391,7 +395,7 @@ def edits(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 
 def table(found: pd.DataFrame, best: str) -> pd.DataFrame:
-    """Medians over the rounds, and how many times as many answers the best one gives, within a round."""
+    """Returns medians over the rounds, and how many times as many answers `best` gives within a round."""
     rates = found.pivot(index="round", columns="contender", values="requests_per_s")
     result = found.groupby("contender", sort=False)[["requests_per_s", "p50_ms", "p99_ms"]].median()
     result["times"] = rates.where(rates > 0).rdiv(rates[best], axis=0).median()
@@ -468,7 +472,7 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
 
 
 def crowd_table(found: pd.DataFrame) -> str:
-    """Answers per second, and the median wait of a client, by server and number of clients."""
+    """Makes a table of answers per second and a client's median wait, by server and number of clients."""
     shape = partial(found.pivot_table, index="server", columns="clients", aggfunc="median", sort=False)
     rates, waits, refused = (shape(values=key) for key in ("requests_per_s", "p50_ms", "errors"))
     lines = [
@@ -487,7 +491,7 @@ def crowd_table(found: pd.DataFrame) -> str:
 
 
 def both(frame: pd.DataFrame) -> tuple[float, float, float]:
-    """Medians of the two columns, and of their ratio within a round."""
+    """Returns the medians of the two columns, and of their ratio within a round."""
     first, second = frame.iloc[:, 0], frame.iloc[:, 1]
     return first.median(), second.median(), (first / second).median()
 

@@ -1,4 +1,4 @@
-"""Runs chapters with papermill, and finds the chapters that need no run."""
+"""Runs chapters with papermill, and finds the chapters that need not run again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ChapterFailed(Exception):
 
     @property
     def place(self) -> str:
-        """Where the chapter failed, to follow "failed".
+        """Where the chapter failed, worded to follow the word "failed".
 
         >>> ChapterFailed("00_look", "ValueError: no", "int('x')", number=3).place
         'in cell [3]'
@@ -54,7 +54,7 @@ class ChapterFailed(Exception):
 
 
 def find_chapters(folder: Path, numbers: list[str]) -> list[Path]:
-    """The chapters of a folder in order: all of them, or those with these numbers.
+    """Returns the chapters of a folder in order: all of them, or those with these numbers.
 
     Raises:
         ValueError: a number that no chapter has.
@@ -66,16 +66,16 @@ def find_chapters(folder: Path, numbers: list[str]) -> list[Path]:
 
 
 def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: str) -> Any:
-    """Executes one notebook in the folder that it lies in, and writes it with its outputs.
+    """Executes a notebook in its own folder, and writes a copy with the outputs.
 
     Args:
         source: the notebook to run.
-        target: the executed copy to write; after a failure it holds the outputs until then.
+        target: the executed copy to write; after a failure it holds the outputs up to the failure.
         parameters: values for the cell tagged `parameters`, where the notebook has one.
         title: the name of this step in the messages.
 
     Raises:
-        ChapterFailed: a cell failed, or the kernel did.
+        ChapterFailed: a cell or the kernel failed.
     """
     started = time.time()
     live = (
@@ -94,7 +94,7 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
             kernel_name="python3",
             extra_arguments=[
                 "--IPKernelApp.log_level=40"
-            ],  # hides its warning about TCP, harmless on loopback
+            ],  # hides a warning about TCP, which is harmless on loopback
             progress_bar={
                 "desc": title,
                 "unit": "cell",
@@ -108,12 +108,12 @@ def run_chapter(source: Path, target: Path, parameters: dict[str, Any], title: s
     except DeadKernelError:
         reason = "Its Python process died. The usual cause is too little memory; `dmesg` shows that."
         raise _failure(source.stem, target, reason) from None
-    except Exception as error:  # whatever it is, the other chapters still run
+    except Exception as error:  # whatever the error is, the other chapters still run
         raise _failure(source.stem, target, f"{type(error).__name__}: {error}") from error
     _drop_run_metadata(notebook)
     notebook.metadata["ran_with"] = parameters  # marks a run that reached the end
     nbformat.write(notebook, target)
-    os.utime(target, (started, started))  # what changed while the chapter ran is newer than this run
+    os.utime(target, (started, started))  # so a file that changed while the chapter ran is newer
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     print(f"{title:34} {cells:3} cells {time.time() - started:6.1f} s", flush=True)
     return notebook
@@ -131,7 +131,7 @@ def _failure(chapter: str, executed: Path, reason: str, index: int | None = None
 
 
 def load_executed(path: Path) -> Any:
-    """An executed notebook without the cells that papermill adds at a failure; empty if there is none."""
+    """Reads an executed notebook, without papermill's cells about a failure; empty if there is no file."""
     if not path.exists():
         return nbformat.v4.new_notebook()
     return papermill.execute.remove_error_markers(nbformat.read(path, as_version=4))
@@ -143,7 +143,7 @@ def _has_parameters(source: Path) -> bool:
 
 
 def _drop_run_metadata(notebook: Any) -> None:
-    """Times and interpreter versions of a run would change every notebook on every run."""
+    """Removes times and interpreter versions, which would change every notebook on every run."""
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     for cell in notebook.cells:
@@ -158,7 +158,7 @@ def save_outputs(notebook: Any, source: Path) -> None:
 
 
 def predictions(notebook: Any) -> str:
-    """The output of the cell tagged `predictions`."""
+    """Returns the output of the cell tagged `predictions`."""
     for cell in notebook.cells:
         if "predictions" in cell.metadata.get("tags", []):
             return "".join(output.get("text", "") for output in cell.outputs).rstrip()
@@ -166,7 +166,7 @@ def predictions(notebook: Any) -> str:
 
 
 def past_runs(notebooks: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """By name, the chapters that ran to their end with these parameters, and whose inputs are unchanged."""
+    """Returns by name the chapters that ran to their end with these parameters and have unchanged inputs."""
     inputs = [ROOT / name for name in INPUTS]
     inputs += [Path(model) for model in parameters.values()]  # a folder's model may have been trained again
     inputs += [file for root in inputs for file in root.rglob("*")]

@@ -1,4 +1,4 @@
-"""Sphinx settings of the book; `book/pages.py` writes its sources."""
+"""Sphinx settings of the book; `book/pages.py` writes the book's sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ project = "TorchServe course"
 author = "The authors of this course"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nb_execution_mode = "off"  # papermill has run the chapters already
-nb_ipywidgets_js: dict[str, str] = {}  # no page shows a widget, and the scripts come from the network
+nb_ipywidgets_js: dict[str, str] = {}  # no page shows a widget, and its scripts would come from the network
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "sphinx_book_theme"
@@ -22,7 +22,7 @@ html_theme_options = {
     "logo": {"text": "A PyTorch model to production"},
 }
 html_logo = html_favicon = "static/logo.svg"
-html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
+html_context = {"default_mode": "auto"}  # light or dark, like the reader's system
 html_title = "A PyTorch model to production with TorchServe"
 html_show_sourcelink = False
 html_static_path = ["static"]
@@ -33,7 +33,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 add_module_names = False
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True  # a default as the source has it: its value may hold a path of this machine
+autodoc_preserve_defaults = True  # shows defaults as in the source: a value may hold a path of this machine
 default_role = "py:obj"  # `name` in a docstring links to that name, if the reference has it
 napoleon_use_ivar = True  # autodoc lists the fields of a dataclass already
 maximum_signature_line_length = 80

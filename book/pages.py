@@ -14,7 +14,7 @@ from chapters import ROOT, ChapterFailed, load_executed
 from nbformat.v4 import new_markdown_cell
 from reference import write_reference
 
-# Pages of every book, beside the chapters; index.md lists them.
+# Pages that every book has beside the chapters; index.md lists them.
 PAGES = ("tutorial_lib/embedded/README.md", "benchmarks/results.md")
 ADVICE = (
     "The cells below the failed one did not run. Read the traceback below the failed cell, fix its cause, "
@@ -49,15 +49,15 @@ def build_book(
     Args:
         executed: the folder of the executed chapters.
         build: the folder that gets the book's sources, in `pages`, and the book, in `book`.
-        failures: chapters that failed; each has a page in its place that says how.
+        failures: chapters that failed; each gets a page in its place that says how it failed.
         whole: all chapters are there, so a link that leads nowhere is an error.
         reference: add the library reference, for which Sphinx imports the whole library.
 
     Raises:
-        BookFailed: Sphinx failed, or warned of a page. In the second case the book is there all the same.
+        BookFailed: Sphinx failed, or warned about a page. After a warning the book is still there.
     """
     pages, book = build / "pages", build / "book"
-    for folder in (pages, book):  # a page of an earlier book would stay
+    for folder in (pages, book):  # otherwise pages of an earlier book would stay
         shutil.rmtree(folder, ignore_errors=True)
     pages.mkdir(parents=True)
     for picture in (ROOT / "notebooks").glob("*.svg"):
@@ -82,7 +82,7 @@ def build_book(
         command += ["-D", "suppress_warnings=mystnb.unknown_mime_type,myst.xref_missing"]
     run = subprocess.run(command, capture_output=True, text=True)
     for chapter in executed.glob("[0-9][0-9]_*.ipynb"):
-        # A page's download is the notebook whose links work in the notebooks' folder.
+        # A page offers this notebook as its download: its links work in the notebooks' folder.
         if (book / "_sources" / chapter.name).exists():
             shutil.copy(chapter, book / "_sources")
     if run.returncode:
@@ -91,21 +91,21 @@ def build_book(
 
 
 def _write_page(page: Path, notebook: str) -> None:
-    """A chapter links to ../deploy/…; a book has no "..", so the file is copied in and the link shortened."""
+    """Writes a page. A book has no "..", so files linked as ../… are copied in and the links shortened."""
     for path in set(re.findall(r"\]\(\.\./([^)#]+)\)", notebook)):
-        if (ROOT / path).is_file():  # else Sphinx names the link
+        if (ROOT / path).is_file():  # otherwise Sphinx reports the link
             _copy_into(page.parent, path)
     page.write_text(notebook.replace("](../", "]("), encoding="utf-8")
 
 
 def _index_of(pages: Path) -> str:
-    """The landing page without the patterns that no page matches: Sphinx would warn of them."""
+    """Returns the landing page without the patterns that no page matches: Sphinx would warn about them."""
     lines = (ROOT / "book/index.md").read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(line for line in lines if not line.endswith("*\n") or any(pages.glob(line.strip())))
 
 
 def _own_model_page() -> str:
-    """README's section for readers who bring a model; it links to chapter 07, so it needs that chapter."""
+    """Returns README's section for readers who bring a model; it needs chapter 07, since it links there."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.partition("\n## I have my own model")[2].partition("\n## ")[0]
     return f"# I have my own model{section}".replace("](notebooks/", "](")
@@ -117,7 +117,7 @@ def _copy_into(pages: Path, path: str) -> None:
 
 
 def _failed_page(failure: ChapterFailed, executed: Path) -> str:
-    """The chapter as far as it ran, with a box below its title that says where it failed, and why."""
+    """Returns the chapter as far as it ran, with a box below its title that says where it failed, and why."""
     notebook = load_executed(executed)
     if not notebook.cells:
         notebook.cells = [new_markdown_cell(f"# {failure.chapter.replace('_', ' ')}")]
@@ -137,6 +137,6 @@ def _failed_page(failure: ChapterFailed, executed: Path) -> str:
 
 
 def _fenced(kind: str, text: str) -> str:
-    """A block of Markdown; its fence is longer than any run of backticks in the text."""
+    """Returns a block of Markdown; its fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     return f"{fence}{kind}\n{text}\n{fence}"

@@ -1,6 +1,6 @@
-"""Writes the pages of the library reference: one a module of tutorial_lib, filled by Sphinx's autodoc.
+"""Writes the library reference: one page for each module of tutorial_lib, filled by Sphinx's autodoc.
 
-The modules and names are read from the source, so that a new module has its page without an edit here.
+The modules and names are read from the source, so that a new module gets its page without an edit here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tutorial_lib
 
-# Along the path of a model; modules that are not named here follow in alphabetical order.
+# In the order of a model's path; modules that are not named here follow in alphabetical order.
 ORDER = ("export", "onnx_export", "archive", "server", "client", "load", "container", "redeploy", "testing")
 
 
@@ -26,7 +26,7 @@ class Module:
 
 
 def public_modules() -> list[Module]:
-    """The modules of tutorial_lib that define public classes or functions, in reading order."""
+    """Returns the modules of tutorial_lib that define public classes or functions, in reading order."""
     modules = [
         _read(info.name, info.ispkg)
         for info in pkgutil.iter_modules(tutorial_lib.__path__)
@@ -46,7 +46,7 @@ def _read(name: str, is_package: bool) -> Module:
         for node in tree.body
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
     }
-    if is_package:  # a package shows what it exports, wherever in it that is defined
+    if is_package:  # a package shows the names that it exports, from all of its files
         names |= dict.fromkeys(_exported(tree), "")
     return Module(name, _summary(tree), names)
 
@@ -59,7 +59,7 @@ def _exported(tree: ast.Module) -> list[str]:
 
 
 def _summary(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
-    """The first paragraph of a docstring, on one line."""
+    """Returns the first paragraph of a docstring, on one line."""
     return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
 
 

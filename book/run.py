@@ -6,7 +6,7 @@ python book/run.py 00 01                  only these chapters
 python book/run.py --in-place             only refresh the outputs of the notebooks themselves
 
 Chapters whose inputs have not changed since they ran are skipped, unless asked for by number. After a failed
-chapter the others still run: its page in the book says how it failed, and the next run repeats it.
+chapter the others still run. The page of the failed one says how it failed, and the next run repeats it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run_course(args: argparse.Namespace) -> int:
     executed = args.build / "notebooks"
     runs = {} if args.in_place else past_runs(args.notebooks, executed, parameters)
     for old in executed.glob("*.ipynb"):
-        if old.name not in runs:  # it would be a page of the book
+        if old.name not in runs:  # otherwise it would become a page of the book
             old.unlink()
     failures: list[ChapterFailed] = []
     answers = ""
@@ -79,13 +79,13 @@ def run_course(args: argparse.Namespace) -> int:
 
 
 def absolute(model_id: str) -> str:
-    """A folder's absolute path, since chapters run in another folder; a name on the hub as it is."""
+    """Makes a folder's path absolute, since chapters run in another folder; a name on the hub stays."""
     is_folder = model_id != "embedded" and Path(model_id).expanduser().is_dir()
     return str(Path(model_id).expanduser().resolve()) if is_folder else model_id
 
 
 def report_book(executed: Path, args: argparse.Namespace, failures: list[ChapterFailed]) -> bool:
-    """Builds the book and prints where it is; whether Sphinx found no fault."""
+    """Builds the book, prints where it is, and returns whether Sphinx found no fault."""
     try:
         page = build_book(
             executed,
@@ -102,7 +102,7 @@ def report_book(executed: Path, args: argparse.Namespace, failures: list[Chapter
 
 
 def summary(failures: list[ChapterFailed], asked: int) -> str:
-    """Which chapters failed, where and how, and what to do."""
+    """Says which chapters failed, where and how, and what to do."""
     lines = [f"\n{asked - len(failures)} of {asked} chapters ran, {len(failures)} failed:"]
     lines += [f"  {f.chapter} {f.place}: {(f.reason.splitlines() or [''])[0]}" for f in failures]
     return "\n".join([*lines, "Fix the cause and run `make run` again: it runs the failed chapters only."])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the base image with no registry: Debian from its packages, as small as debian:bookworm-slim.
+# Makes the base image without a registry, from Debian's packages, as small as debian:bookworm-slim.
 #   base-image.sh podman [NAME]     needs root and debootstrap
 set -euo pipefail
 engine=$1
@@ -10,14 +10,14 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 debootstrap --variant=minbase bookworm "$folder" > "$folder.log" || { tail -n 20 "$folder.log" >&2; exit 1; }
 rm -f "$folder.log"
-# Its packages come from where this machine's do.
+# The image uses the same package sources as this machine.
 rm -f "$folder/etc/apt/sources.list"
 cp /etc/apt/sources.list.d/debian.sources "$folder/etc/apt/sources.list.d/" 2> /dev/null ||
     cp /etc/apt/sources.list "$folder/etc/apt/"
-# No manuals and translations, now and for packages to come.
+# Leave out manuals and translations, also of packages that are installed later.
 printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/man/*' '/usr/share/locale/*' '/usr/share/info/*' \
     > "$folder/etc/dpkg/dpkg.cfg.d/slim"
-# What apt downloaded does not stay in a layer.
+# Keep apt's downloads out of the layers.
 printf '%s\n' 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb || true"; };' \
     'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";' > "$folder/etc/apt/apt.conf.d/slim"
 rm -rf "$folder"/usr/share/{doc,man,locale,info}/* "$folder"/var/lib/apt/lists/* "$folder"/var/cache/apt/archives/*.deb

@@ -1,4 +1,4 @@
-"""Is there a worker to answer? Exit status 0 and a line on how many, or 1 and a line on what is wrong."""
+"""Checks for a READY worker: exit status 0 and a line on how many, or 1 and a line on what is wrong."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-# The kernel's count of processes that it killed for memory: cgroup v2's file, then v1's.
+# Files with the number of processes that the kernel killed for memory: cgroup v2's, then v1's.
 OOM_COUNTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
@@ -34,7 +34,7 @@ def get(url: str):
 
 
 def memory() -> str:
-    """How often the memory limit was hit, which no log tells."""
+    """Says how often the memory limit was hit, which no log tells."""
     for file in map(Path, OOM_COUNTS):
         if file.is_file():
             counts = dict(line.split() for line in file.read_text().splitlines() if len(line.split()) == 2)

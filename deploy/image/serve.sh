@@ -1,12 +1,12 @@
 #!/bin/bash
-# What the container runs: TorchServe on loopback, nginx before it. Ends when one of them ends, with status 1;
-# told to stop, it lets requests in flight finish first, and ends with status 0.
+# Runs in the container: starts TorchServe on loopback and nginx in front of it. If one of the two ends, the
+# script ends with status 1. On SIGTERM or SIGINT it first lets requests in flight finish, and ends with status 0.
 #
-# Keys: the files inference and management in /run/keys (a mounted folder, or a Kubernetes secret). A key that
-# is not there is generated, and lies in /tmp/serve/keys. TOKEN_AUTH=off asks for none: for those with a gateway.
+# The keys are the files inference and management in /run/keys (a mounted folder, or a Kubernetes secret). A missing
+# key is generated in /tmp/serve/keys. With TOKEN_AUTH=off no key is needed: for those with a gateway.
 set -euo pipefail
 umask 077
-rm -rf /tmp/serve  # all that is written; a restarted container begins anew
+rm -rf /tmp/serve  # all files are written there; a restarted container starts clean
 mkdir -p /tmp/serve/keys /tmp/serve/tmp
 cd /tmp/serve
 

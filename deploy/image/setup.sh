@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make container` needs: a container engine that works, and a base image. On Debian, as root, it installs
-# what is missing; elsewhere it says what to install.
+# Provides what `make container` needs: a container engine that works, and a base image. On Debian, as root, it
+# installs what is missing; elsewhere it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,8 +17,9 @@ install() {
         install -y --no-install-recommends "$@"; } > /tmp/setup-apt.log 2>&1 || { tail -n 20 /tmp/setup-apt.log >&2; exit 1; }
 }
 
-# podman as root without systemd (inside a container, on many CI machines): cgroups by itself, limits it may set,
-# and runc, since crun refuses cgroups of both versions side by side. A configuration of your own stays as it is.
+# Configures podman for root without systemd (inside a container, on many CI machines): podman manages cgroups by
+# itself, sets only limits that it may set, and uses runc, since crun refuses cgroups of both versions side by side.
+# A configuration of your own is not changed.
 configure() {
     if [ -d /run/systemd/system ] || [ "$(id -u)" != 0 ] || [ -n "${CONTAINERS_CONF:-}" ] ||
         [ -e /etc/containers/containers.conf ]; then
@@ -40,12 +41,12 @@ CONF
 
 if ! works podman && ! works docker; then install podman runc catatonit; fi
 if command -v podman > /dev/null; then
-    configure  # also where it was there before
-    # the first process of a pod
+    configure  # also if podman was there before
+    # catatonit is the first process of a pod
     if may_install && ! command -v catatonit > /dev/null; then install catatonit; fi
 fi
 if works podman; then engine=podman; else engine=docker; fi
-# To push to; where there is none, that test is skipped. Its own service stays off: the test runs the program.
+# A test pushes to this registry, and is skipped without it. The package's service stays off: the test runs the program.
 if may_install && ! command -v docker-registry > /dev/null; then
     [ ! -d /run/systemd/system ] || systemctl mask --quiet docker-registry
     install docker-registry

@@ -1,12 +1,12 @@
-"""What every chapter begins with: `import course`.
+"""Sets up the kernel of a chapter: every chapter begins with `import course`.
 
 Chapters work in the course's folder, with the programs of this Python's environment (torchserve,
-torch-model-archiver) on PATH. What only chapters share is in this package, each thing once: a raw server and
+torch-model-archiver) on PATH. Code that only chapters share is in this package, once: a raw server and
 free ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), folders and the
 course's archive (`files`), cells that can run again (`reruns`), exercises, sample tweets (`texts`).
 
-With COURSE_QUICK=1 in the environment measurements are short: `make test` sets it. What a chapter asserts
-stays the same.
+With COURSE_QUICK=1 in the environment, which `make test` sets, measurements are short. A chapter's
+assertions stay the same.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def set_up() -> None:
-    """Brings a chapter's kernel into the course's folder, with its programs on PATH."""
+    """Moves a chapter's kernel into the course's folder, and puts the environment's programs on PATH."""
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT / "notebooks"))  # it was there as "", which chdir made another folder
+    sys.path.insert(0, str(ROOT / "notebooks"))  # chdir removed this folder (as "") from the path
     Path("build").mkdir(exist_ok=True)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     # A download shows its progress bar; loading weights for a second does not.
     os.environ.setdefault("TQDM_DELAY", "5")
     if quick:
         spare_the_machine()
-    logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # "OpenVINO is not enabled"
+    logging.getLogger("ts.torch_handler.base_handler").setLevel("ERROR")  # hides "OpenVINO is not enabled"
     watch_cells()
 
 
 def without_root(text: object) -> str:
-    """Text with paths relative to the course, so that outputs look the same on every machine.
+    """Returns text with paths relative to the course, so that outputs look the same on every machine.
 
     >>> without_root(f"in {ROOT}/build")
     'in build'
@@ -69,7 +69,7 @@ def without_root(text: object) -> str:
 
 
 def without_ports(text: object) -> str:
-    """Text without the numbers of loopback's ports, which differ from run to run.
+    """Returns text without the numbers of loopback's ports, which differ from run to run.
 
     >>> without_ports("http://127.0.0.1:8080/ping")
     'http://127.0.0.1:…/ping'
@@ -78,7 +78,7 @@ def without_ports(text: object) -> str:
 
 
 def wrapped(text: object) -> str:
-    """Text in lines of at most 100 characters, so that a long message does not run out of its box.
+    """Returns text in lines of at most 100 characters, so that a long message fits.
 
     >>> len(wrapped("word " * 50).splitlines())
     3

@@ -1,4 +1,4 @@
-"""Clients: some ask again and again while a cell does something to its server, others all at once."""
+"""Clients: some send requests again and again while a cell changes the server, others all at once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Asking(Generic[T]):
         pause: seconds that each thread waits after a call.
 
     Attributes:
-        answers: what it returned, in order.
+        answers: what the function returned, in order.
 
     Raises:
-        Exception: at the block's end, the error that ended the asking early.
+        Exception: at the block's end, the error that ended the calls early.
 
     >>> with Asking(lambda: "yes") as client:
     ...     client.wait_for(3)
@@ -43,7 +43,7 @@ class Asking(Generic[T]):
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
 
     def wait_for(self, count: int) -> None:
-        """Waits until `count` more answers have come, or the asking failed."""
+        """Waits until `count` more answers have come, or a call failed."""
         wanted = len(self.answers) + count
         wait_until(lambda: self._error or len(self.answers) >= wanted)
 
@@ -71,7 +71,7 @@ class Asking(Generic[T]):
 
 
 def together(call: Callable[[S], T], items: Iterable[S], clients: int = 8) -> list[T]:
-    """Calls a function for each item, from several threads at once; results in the items' order.
+    """Calls a function for each item, from several threads at once; returns results in the items' order.
 
     >>> together(str.upper, ["a", "b"])
     ['A', 'B']
@@ -81,7 +81,7 @@ def together(call: Callable[[S], T], items: Iterable[S], clients: int = 8) -> li
 
 
 def paced(call: Callable[[S], object], items: Sequence[S], gap: float) -> list[tuple[float, float]]:
-    """Calls a function for each item, `gap` seconds after the one before, whether that was answered or not.
+    """Calls a function for each item, `gap` seconds after the last one, whether that was answered or not.
 
     Returns:
         for each item when it was sent and when it was answered, in seconds since 1970.
@@ -101,7 +101,7 @@ def paced(call: Callable[[S], object], items: Sequence[S], gap: float) -> list[t
 
 
 def in_background(call: Callable[..., T], *args: object, **options: object) -> Future[T]:
-    """Calls a function in a thread of its own; `result()` of what this returns waits for its result.
+    """Calls a function in a thread of its own; `result()` of the returned future waits for the result.
 
     >>> in_background(str.upper, "a").result()
     'A'

@@ -1,4 +1,4 @@
-"""Ray Serve over several hosts on one machine, what a request costs there, and clients (chapter 15)."""
+"""Ray Serve over several hosts on one machine, the costs of a request there, and clients (chapter 15)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = ROOT / "build" / "haproxy" / "haproxy.cfg"
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Variables for a cluster that lives as long as a chapter. Ray reads them when it is imported.
+    """Returns variables for a cluster that lives as long as a chapter. Ray reads them when it is imported.
 
     They stay the same within a process, so that the chapter can run again in its kernel.
 
@@ -37,17 +37,17 @@ def environment() -> dict[str, str]:
     64
     """
     return {
-        "RAY_AUTH_MODE": "token",  # a token for this cluster alone
+        "RAY_AUTH_MODE": "token",  # an access token for this cluster alone
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 are too few on a busy machine
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 s are too few on a busy machine
         # A stopped replica stays reachable this long, for load balancers that Ray does not know. HAProxy
-        # learns of it at once, so that 30 seconds would only be waiting.
+        # learns at once that it stopped, so the default of 30 seconds would only be a delay.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(CONFIG),
         "RAY_health_check_initial_delay_ms": "0",
-        "RAY_health_check_period_ms": "1000",  # a host that is silent for some seconds is given up
+        "RAY_health_check_period_ms": "1000",  # Ray gives up a host that is silent for some seconds
         "RAY_health_check_timeout_ms": "3000",
         "RAY_health_check_failure_threshold": "4",
         # A lost host's messages would fill a screen of the notebook; Ray's log files have them too.
@@ -72,7 +72,7 @@ class Hosts:
     _running: Hosts | None = None  # a notebook has one cluster at a time
 
     def __init__(self, count: int) -> None:
-        """Starts the hosts and Ray Serve, and stops those that ran before.
+        """Stops the hosts that ran before, and starts the hosts and Ray Serve.
 
         Ray reads its variables from the environment.
         """
@@ -96,7 +96,7 @@ class Hosts:
 
     @property
     def alive(self) -> int:
-        """How many hosts Ray counts."""
+        """How many hosts Ray counts as alive."""
         import ray
 
         return sum(host["Alive"] for host in ray.nodes())  # type: ignore[no-untyped-call]
@@ -131,18 +131,18 @@ class Hosts:
 
 
 def replicas(name: str) -> list[psutil.Process]:
-    """The processes of an application's replicas. A process's parent is its host's raylet."""
+    """Returns the processes of an application's replicas. A process's parent is its host's raylet."""
     return _named(f"ServeReplica:{name}:")
 
 
 class Cost(NamedTuple):
-    """What a measurement under load found; the times are seconds of CPU for each request.
+    """The result of a measurement under load; the times are CPU seconds per request.
 
     Attributes:
         rate: right answers per second.
-        replica: in the replicas.
-        ingress: in HAProxy, or in the process that was asked for instead.
-        total: in all processes that this notebook runs, clients included.
+        replica: the time in the replicas.
+        ingress: the time in HAProxy, or in the process that `cost` was given instead.
+        total: the time in all processes that this notebook runs, clients included.
         cores: the cores that other programs left.
     """
 
@@ -156,17 +156,17 @@ class Cost(NamedTuple):
 def cost(
     url: str, texts: Sequence[str], *, clients: int, seconds: float, times: int = 1, ingress: str = "haproxy"
 ) -> Cost:
-    """Puts a URL under load; after a warm-up, the cheapest of some measurements.
+    """Puts a URL under load, and returns the cheapest of some measurements after a warm-up.
 
-    The cheapest, because what other programs do only makes a request more expensive.
+    The cheapest one counts, because other programs only make a request more expensive.
 
     Args:
         url: requests are posted here; it answers with a 200.
-        texts: one a request.
+        texts: one per request.
         clients: how many ask at once.
         seconds: how long each measurement lasts.
         times: how many measurements.
-        ingress: the name, or a part of it, of the process that takes requests.
+        ingress: the name, or a part of the name, of the process that takes requests.
 
     Raises:
         AssertionError: an answer was wrong or missing.
@@ -184,14 +184,14 @@ def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress:
     took = time.perf_counter() - began
     used = [now - then for now, then in zip(_cpu_seconds(names), before, strict=True)]
     cores = psutil.cpu_count() or 1
-    # The machine's own count is coarse, and on a virtual machine that waits for its host it is too high.
+    # The machine's own CPU time is coarse, and too high on a virtual machine that waits for its host.
     others = min(max(0.0, used[3] - used[2]) / took, cores)
     replica, entry, total = (part / row["requests"] for part in used[:3])
     return Cost(row["requests_per_s"], replica, entry, total, cores - others)
 
 
 def _cpu_seconds(names: Sequence[str]) -> list[float]:
-    """The CPU time of this notebook's processes, by a part of their name, and that of the whole machine."""
+    """Returns the CPU time of this notebook's processes, by part of their name, and of the whole machine."""
     parts = [0.0] * len(names)
     for process in [psutil.Process(), *_named("")]:
         with suppress(psutil.NoSuchProcess):
@@ -224,9 +224,9 @@ class Clients(Asking[tuple[Any, float]]):
 
 
 def memory(*processes: psutil.Process | int) -> float:
-    """MB of these processes (or process ids) and all their children; pages that they share count once.
+    """Returns the MB of these processes (or process ids) and all their children; shared pages count once.
 
-    Without an argument, those of this process.
+    Without an argument, it returns those of this process.
     """
     roots = [p if isinstance(p, psutil.Process) else psutil.Process(p) for p in processes]
     tree = {p for root in roots or [psutil.Process()] for p in [root, *root.children(recursive=True)]}
@@ -235,17 +235,17 @@ def memory(*processes: psutil.Process | int) -> float:
 
 @contextmanager
 def program(arguments: Sequence[object], log: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Runs a server in Python, from when it listens on a port until the end of the `with` block.
+    """Runs a Python server until the end of the `with` block, which begins when the server listens on a port.
 
     Args:
-        arguments: of Python; one is added to them, a free port, where the program has to listen.
-        log: what it prints goes there.
+        arguments: Python's arguments; a free port is added, where the program has to listen.
+        log: the file for what the program prints.
 
     Yields:
         Its address, and its process.
 
     Raises:
-        TimeoutError: it ended, or did not listen within two minutes; the message has its log.
+        TimeoutError: the program ended, or did not listen within two minutes; the message has its log.
     """
     port = free_port()
     command = [sys.executable, *map(str, arguments), str(port)]
@@ -266,7 +266,7 @@ def program(arguments: Sequence[object], log: Path) -> Iterator[tuple[str, psuti
 
 
 def _start_nodes(ports: list[int], attempts: int = 4) -> tuple[Any, list[Any]]:
-    """Ray gives its processes half a minute to start. On a busy machine this is too little: then again."""
+    """Starts the nodes, again if need be: on a busy machine Ray's half a minute for a start is too short."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()

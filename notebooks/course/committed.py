@@ -1,6 +1,6 @@
-"""A cell magic for cells that need what not every machine has: they run, or show what they printed elsewhere.
+"""A cell magic that runs a cell, or shows the outputs of a reference run if this machine can't run it.
 
-What they printed lies in a file of its own. After a live run, write that file from the notebook's outputs:
+The outputs of the reference run are in a file. After a live run, write this file from the notebook's outputs:
 
     cd notebooks && python -m course.committed engine 06_containerize.ipynb
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def reference_file(notebook: Path) -> Path:
-    """The file with the reference run of a notebook's cells.
+    """Returns the path of the file with the reference run of a notebook's cells.
 
     >>> reference_file(Path("notebooks/06_containerize.ipynb")).name
     '06_containerize.run.json'
@@ -28,7 +28,7 @@ def register_magic(magic: str, notebook: str, *, live: bool) -> None:
     Args:
         magic: the magic's name.
         notebook: the path of the chapter.
-        live: cells run; False shows the outputs of the reference run.
+        live: True runs the cells; False shows the outputs of the reference run.
     """
     from IPython.core.getipython import get_ipython
 
@@ -45,7 +45,7 @@ def register_magic(magic: str, notebook: str, *, live: bool) -> None:
 
 
 def replay(runs: dict[str, Any], name: str, code: str) -> None:
-    """Shows what a cell printed in the reference run, and says so where the cell was another one then.
+    """Shows what a cell printed in the reference run, and a note if the cell was changed since.
 
     >>> replay({"hello": {"source": "print('hi')", "outputs": []}}, "hello", "print('ho')")
     This cell was changed, and can't run here. The unchanged one printed:
@@ -65,7 +65,7 @@ def replay(runs: dict[str, Any], name: str, code: str) -> None:
 
 
 def outputs_of(magic: str, notebook: Path) -> dict[str, Any]:
-    """By name, source and outputs of the cells under a magic, as a notebook has them."""
+    """Returns, by name, the source and the outputs of a notebook's cells under a magic."""
     import nbformat
 
     found = {}

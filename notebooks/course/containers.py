@@ -24,7 +24,7 @@ from tutorial_lib import Container, Engine, EngineNotFound, Image, InferenceClie
 
 
 def engine_with(image: str, *, build: bool) -> Engine | None:
-    """The container engine, if it has this image already or may build it; else None, and a printed reason."""
+    """Returns the container engine if it has this image or may build it; else None, and prints the reason."""
     replayed = "Below are the outputs of the committed run."
     try:
         engine = find_engine()
@@ -39,10 +39,10 @@ def engine_with(image: str, *, build: bool) -> Engine | None:
 
 
 def dockerfile_part(start: str) -> str:
-    """A part of deploy/image/Dockerfile, without the linter's comments.
+    """Returns a part of deploy/image/Dockerfile, without the linter's comments.
 
     Args:
-        start: how the part's first line begins, as "# 1."; it ends before the next part.
+        start: how the part's first line begins, such as "# 1."; the part ends before the next one.
     """
     text = re.sub(r"# hadolint.*\n", "", Path("deploy/image/Dockerfile").read_text())
     (part,) = [
@@ -52,7 +52,7 @@ def dockerfile_part(start: str) -> str:
 
 
 def build(name: str, archive: Path, **options: Any) -> tuple[Image, list[str]]:
-    """`Image.build`, and the steps that the engine printed, each in a short line without folders."""
+    """Runs `Image.build`; also returns the steps that the engine printed, in short lines without folders."""
     with redirect_stdout(StringIO()) as printed:
         image = Image.build(name, archive, **options)
     found = re.findall(r"^(?:(?:\[\d/\d\] )?STEP|#\d+ \[).*", printed.getvalue(), re.MULTILINE)
@@ -62,7 +62,7 @@ def build(name: str, archive: Path, **options: Any) -> tuple[Image, list[str]]:
 
 
 def draw_sizes(sizes: Mapping[str, float]) -> None:
-    """One bar, of a piece for each size in MB, from the left."""
+    """Plots one bar, with a piece for each size in MB, from the left."""
     import matplotlib.pyplot as plt
 
     left = 0.0
@@ -78,7 +78,7 @@ def draw_sizes(sizes: Mapping[str, float]) -> None:
 
 
 def left_out_of_torch() -> float:
-    """MB of the files here that the Dockerfile removes from torch."""
+    """Returns the MB of the files here that the Dockerfile removes from torch."""
     spec = find_spec("torch")
     assert spec and spec.origin
     folder = Path(spec.origin).parent
@@ -91,7 +91,7 @@ def left_out_of_torch() -> float:
 def lasting_request(
     server: Container | TorchServe, texts: list[str], seconds: float = 0.5
 ) -> dict[str, list[str]]:
-    """A request that keeps the model my_model busy for about this long."""
+    """Makes a request that keeps the model my_model busy for about this long."""
     many = [f"{text} {number}" for number in range(330) for text in texts]
     server.inference.predict("my_model", {"input": many[:60]})  # a worker's first pass is slower
     started = time.monotonic()
@@ -100,7 +100,7 @@ def lasting_request(
 
 
 def answered_in_full(server: Container | TorchServe, request: dict[str, list[str]], count: int = 6) -> int:
-    """Stops a server while some requests are on their way; how many of them were answered in full."""
+    """Stops a server while some requests are open; returns how many of them were answered in full."""
     with ThreadPoolExecutor(count) as pool:
         token = server.token("inference")
         clients = [InferenceClient(server.inference_address, token=token) for _ in range(count)]
@@ -114,7 +114,7 @@ def answered_in_full(server: Container | TorchServe, request: dict[str, list[str
 
 @contextmanager
 def registry() -> Iterator[tuple[str, Path]]:
-    """Runs `docker-registry` on a free port of loopback; its address, and the folder of its files."""
+    """Runs `docker-registry` on a free port of loopback; yields its address, and the folder of its files."""
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         storage = {"filesystem": {"rootdirectory": str(folder / "files")}}
@@ -131,5 +131,5 @@ def registry() -> Iterator[tuple[str, Path]]:
 
 
 def has_registry() -> bool:
-    """Whether the program `docker-registry` is on PATH."""
+    """Returns whether the program `docker-registry` is on PATH."""
     return shutil.which("docker-registry") is not None

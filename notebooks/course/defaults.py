@@ -1,4 +1,4 @@
-"""What TorchServe does where no setting says otherwise, and what another user may do (chapter 12)."""
+"""Shows what TorchServe does by default, and what another user may do (chapter 12)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}  # 
 
 
 def cat_as_nobody(name: str, mode: int) -> str:
-    """What `cat` prints to the user nobody, for a file of yours with "some words" in it.
+    """Returns what `cat` prints to the user nobody, for a file of yours with "some words" in it.
 
     Only root can become another user.
 
     Args:
-        name: the file's.
-        mode: its access rights, as 0o600.
+        name: the file's name.
+        mode: the file's access rights, such as 0o600.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -40,7 +40,7 @@ def cat_as_nobody(name: str, mode: int) -> str:
 
 
 class PlainServer(NamedTuple):
-    """A running TorchServe with nothing but its ports set."""
+    """A running TorchServe with only its ports set."""
 
     folder: Path
     process: psutil.Process
@@ -62,13 +62,13 @@ class PlainServer(NamedTuple):
 
 @contextmanager
 def plain_server(archive: Path, word: str) -> Iterator[PlainServer]:
-    """Serves an archive in a folder of its own; as the user nobody, where that is possible.
+    """Serves an archive in a folder of its own; as the user nobody, where possible.
 
-    It is possible for root, if others may read Python, its packages and Java.
+    It is possible for root, if other users may read Python, its packages and Java.
 
     Args:
         archive: served under its own name.
-        word: in the console's log, this means that the server is ready.
+        word: this word in the console's log means that the server is ready.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -95,7 +95,7 @@ def _can_serve(folder: Path) -> bool:
 
 
 def printed_settings(console: str) -> dict[str, str]:
-    """The settings that TorchServe prints when it starts, by name.
+    """Returns the settings that TorchServe prints when it starts, by name.
 
     >>> printed_settings("Model API enabled: false")
     {'Model API enabled': 'false'}
@@ -105,7 +105,7 @@ def printed_settings(console: str) -> dict[str, str]:
 
 
 def key_file_facts(path: Path) -> dict[str, str]:
-    """A key file's access rights, its folder's, and how long its access tokens live."""
+    """Returns the access rights of a key file and its folder, and how long its access tokens live."""
     keys = json.loads(path.read_text())
     expires = datetime.fromisoformat(keys["management"]["expiration time"])
     minutes = (expires.timestamp() - path.stat().st_mtime) / 60

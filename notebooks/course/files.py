@@ -13,7 +13,7 @@ from tutorial_lib.course_files import course_file
 
 
 def new_folder(name: str) -> Path:
-    """An empty folder `build/<name>`. What an earlier run left there is removed."""
+    """Makes an empty folder `build/<name>`, and removes what an earlier run left there."""
     folder = Path("build", name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -21,7 +21,7 @@ def new_folder(name: str) -> Path:
 
 
 def sample_request() -> dict[str, list[str]]:
-    """The course's sample request, `sample_input.json`.
+    """Returns the course's sample request, `sample_input.json`.
 
     >>> list(sample_request())
     ['input']
@@ -31,10 +31,10 @@ def sample_request() -> dict[str, list[str]]:
 
 
 def course_archive(model_dir: Path, name: str = "BERTweetSentimentAnalysis", **options: Any) -> Path:
-    """The archive that chapter 04 builds: the handler, an exported model, its label map, and the settings.
+    """Builds the archive of chapter 04: the handler, an exported model, its label map, and the settings.
 
     Args:
-        model_dir: the export.
+        model_dir: the exported model.
         name: the archive's name.
         options: arguments of `build_archive` that differ from chapter 04's.
 

@@ -12,10 +12,10 @@ COURSE_MAP = course_file("index_to_name.json")
 
 
 def label_map(model_dir: Path) -> Path:
-    """The index_to_name.json of a model: the course's where it fits, else one made of the model's own labels.
+    """Returns a model's index_to_name.json: the course's where it fits, else one of the model's own labels.
 
     The course's map names Negative, Neutral and Positive. It fits a model whose own labels are these names
-    or their beginnings, as NEG, NEU and POS, in the same order. Three labels alone are not enough: the
+    or their beginnings, such as NEG, NEU and POS, in the same order. Three labels alone are not enough: the
     labels of another task would get wrong names.
 
     Args:

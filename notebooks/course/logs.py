@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
 
 def batches(log: Path, line: int = 0) -> list[Batch]:
-    """The batches of a console.log, from this line on, in the order of their answers. One worker's only."""
+    """Returns the batches of one worker's console.log, from this line on, in the order of their answers."""
     found, began, requests = [], 0.0, 0
     for text in log.read_text().splitlines()[line:]:
         if match := re.search(r"Flushing req.cmd PREDICT .* at: (\d+)", text):
@@ -33,11 +33,11 @@ def batches(log: Path, line: int = 0) -> list[Batch]:
 
 
 def batches_given(log: Path, worker: str = "") -> int:
-    """How many batches workers have been given so far, by a ts_log.log.
+    """Returns how many batches workers have been given so far, according to a ts_log.log.
 
     Args:
         log: the server's ts_log.log.
-        worker: only lines with this part of a worker's name, such as "-slow_1.0 ".
+        worker: counts only lines with this part of a worker's name, such as "-slow_1.0 ".
     """
     lines = log.read_text().splitlines()
     # TorchServe logs each line twice.
@@ -53,8 +53,8 @@ class News:
     def show(self, *words: str) -> None:
         """Prints new lines that have one of these words, then the last lines of the first exception.
 
-        New since the last time. The lines of ts_log.log are the server's own; those of model_log.log are
-        what the workers print. Where a traceback is a chain of exceptions, the first one is the cause.
+        New lines came since the last call. Lines of ts_log.log are the server's own; lines of model_log.log
+        are what the workers print. Where a traceback is a chain of exceptions, the first one is the cause.
         """
         time.sleep(0.5)  # TorchServe writes its last lines after it has answered
         new = {log.name: self._read(log) for log in self._logs}

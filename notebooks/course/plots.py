@@ -15,7 +15,7 @@ from course.logs import Batch
 
 
 def every(pause: float, seconds: float) -> Iterator[float]:
-    """Comes back after each pause, until the seconds are over; gives the time since the last look.
+    """Yields the time since the last yield, after each pause, until the seconds are over.
 
     >>> len(list(every(0.01, 0.1))) > 1
     True
@@ -29,10 +29,10 @@ def every(pause: float, seconds: float) -> Iterator[float]:
 
 
 class LivePlot:
-    """A plot for each column, in one row, which grows while the cell runs.
+    """A row of plots, one for each column, which grow while the cell runs.
 
     Attributes:
-        table: what was added, with the column "seconds".
+        table: the added values, with the column "seconds".
     """
 
     def __init__(self, *columns: str) -> None:
@@ -57,7 +57,7 @@ class LivePlot:
 
 
 def stacked_shares(table: pd.DataFrame, colors: Any) -> None:
-    """A bar for each row, from the top, of the shares in its columns, which have these colors."""
+    """Plots a bar for each row, from the top, of the shares in the row's columns, in these colors."""
     axis = table.plot.barh(stacked=True, figsize=(7, 2.2), color=colors)
     axis.invert_yaxis()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -66,7 +66,7 @@ def stacked_shares(table: pd.DataFrame, colors: Any) -> None:
 
 
 def highlighted(rows: Iterable[tuple[str, Sequence[tuple[str, float]]]]) -> HTML:
-    """A table of texts whose words are green or red, the stronger the larger their share is.
+    """Returns a table of texts whose words are green or red; a larger share gives a stronger color.
 
     Args:
         rows: a label, and words with their shares: green where the share is above 0.
@@ -89,7 +89,7 @@ def _colored(words: Sequence[tuple[str, float]]) -> str:
 
 
 def steps(curves: Mapping[str, Sequence[tuple[float, float]]], **labels: str) -> None:
-    """A curve of steps for each name, from points; `labels` are those of the plot (xlabel, ylabel, title)."""
+    """Plots a curve of steps for each name, from points; `labels` are the plot's (xlabel, ylabel, title)."""
     figure, axis = plt.subplots(figsize=(7, 2.8))
     for name, points in curves.items():
         axis.step(*zip(*points, strict=True), where="post", label=name)
@@ -100,7 +100,7 @@ def steps(curves: Mapping[str, Sequence[tuple[float, float]]], **labels: str) ->
 
 
 def waiting_and_working(bursts: Mapping[str, tuple[Sequence[tuple[float, float]], Sequence[Batch]]]) -> None:
-    """For each burst of requests a row per request: grey while it waits, coloured while the model works.
+    """Plots a row for each request of each burst: grey while it waits, coloured while the model works.
 
     Args:
         bursts: by name, when each request was sent and answered, and the batches that they went into, first
@@ -124,7 +124,7 @@ def waiting_and_working(bursts: Mapping[str, tuple[Sequence[tuple[float, float]]
 
 
 def load_curves(sweeps: Mapping[str, pd.DataFrame]) -> None:
-    """Rates and times of some results of `load_test`, by the number of clients."""
+    """Plots rates and times of some results of `load_test`, by the number of clients."""
     _, (rates, waits) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for name, rows in sweeps.items():
         (line,) = rates.plot(rows["clients"], rows["requests_per_s"], marker="o", label=name)
@@ -137,7 +137,7 @@ def load_curves(sweeps: Mapping[str, pd.DataFrame]) -> None:
 
 
 def bars(values: pd.Series[float], xlabel: str, **lines: float) -> None:
-    """A bar for each value, from the top, and vertical lines at other values, by name."""
+    """Plots a bar for each value, from the top, and vertical lines at other values, by name."""
     _, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
     axis.bar_label(axis.barh(values.index[::-1], values[::-1], color="tab:blue"), fmt="%.2f", padding=3)
     for name, at in lines.items():
@@ -151,11 +151,11 @@ def bars(values: pd.Series[float], xlabel: str, **lines: float) -> None:
 def answers_and_errors(
     timeline: Sequence[tuple[float, float, int]], title: str, marks: Mapping[str, float]
 ) -> None:
-    """A point for each answer, at the second when it came: blue for a 200, red for an error.
+    """Plots a point for each answer, at the second when it came: blue for a 200, red for an error.
 
     Args:
         timeline: when each request was sent and answered, by one clock, and its status.
-        title: the plot's.
+        title: the plot's title.
         marks: what else happened, and when, by the same clock.
     """
     _, axis = plt.subplots(figsize=(8, 2.2), layout="constrained")
@@ -169,7 +169,7 @@ def answers_and_errors(
 
 
 def answers_over_time(seconds: Sequence[float], marks: Mapping[str, float]) -> None:
-    """How many answers came in each quarter of a second, and what else happened when."""
+    """Plots how many answers came in each quarter of a second, and what else happened when."""
     _, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
     axis.hist(seconds, bins=max(1, round(4 * (max(seconds) - min(seconds)))), color="#8fb8de")
     _mark(axis, marks)
@@ -178,7 +178,7 @@ def answers_over_time(seconds: Sequence[float], marks: Mapping[str, float]) -> N
 
 
 def predicted_and_measured(checked: pd.DataFrame) -> None:
-    """For each name of a table's first index level: predicted values as a line, measured ones as points."""
+    """Plots predicted values as lines and measured ones as points, for each name of the first index level."""
     names = checked.index.unique(0)
     _, axes = plt.subplots(1, len(names), figsize=(9, 3), layout="constrained")
     for axis, name in zip(axes, names, strict=True):

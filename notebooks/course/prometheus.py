@@ -1,4 +1,4 @@
-"""A real Prometheus beside a chapter's server, with the rules and the dashboard of deploy/monitoring."""
+"""Runs a real Prometheus beside a chapter's server, with the rules and the dashboard of deploy/monitoring."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MONITORING = Path(__file__).resolve().parents[2] / "deploy" / "monitoring"
 
 
 def is_installed() -> bool:
-    """Whether the program `prometheus` is on PATH (Debian: apt-get install prometheus)."""
+    """Returns whether the program `prometheus` is on PATH (Debian: apt-get install prometheus)."""
     return shutil.which("prometheus") is not None
 
 
 class Prometheus:
-    """Reads a server's metrics every second and evaluates the rules, within `with`.
+    """Reads a server's metrics every second and evaluates the rules, in a `with` block.
 
     Args:
         folder: for its files and its data.
-        server: whose metrics address it reads.
-        faster: texts of alerts.yml and what is put in their place, so that an alert takes seconds.
+        server: the server whose metrics address it reads.
+        faster: texts of alerts.yml and their replacements, so that an alert takes seconds.
 
     Raises:
-        TimeoutError: it did not reach the server within a minute; the message has its log.
+        TimeoutError: Prometheus did not reach the server within a minute; the message has its log.
     """
 
     def __init__(self, folder: Path, server: TorchServe, faster: Mapping[str, str]) -> None:
@@ -61,7 +61,7 @@ class Prometheus:
         (self._folder / name).write_text(text)
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """What an expression gives now: pairs of labels and a value; none while Prometheus starts."""
+        """Returns what an expression gives now: pairs of labels and a value; none while Prometheus starts."""
         try:
             found = self.get("query", query=expression)["result"]
         except requests.ConnectionError:
@@ -73,7 +73,7 @@ class Prometheus:
         return [(sample["metric"], float(sample["value"][1])) for sample in found]
 
     def alert(self, name: str) -> str:
-        """An alert's state: "inactive", "pending" (its condition is new) or "firing"."""
+        """Returns an alert's state: "inactive", "pending" (its condition is new) or "firing"."""
         alerts = self.get("alerts")["alerts"]
         states = [alert["state"] for alert in alerts if alert["labels"]["alertname"] == name]
         return states[0] if states else "inactive"
@@ -103,10 +103,10 @@ class Prometheus:
         ]
 
     def get(self, what: str, **parameters: object) -> Any:
-        """What Prometheus' HTTP API answers: "query", "rules", "alerts", …
+        """Returns what Prometheus' HTTP API answers: "query", "rules", "alerts", …
 
         Raises:
-            requests.RequestException: it does not answer, or with an error.
+            requests.RequestException: Prometheus does not answer, or answers with an error.
         """
         reply = requests.get(f"{self._address}/api/v1/{what}", params=parameters, timeout=10)  # type: ignore[arg-type]
         reply.raise_for_status()
@@ -137,5 +137,5 @@ class Prometheus:
 
 
 def _legend(pattern: str, labels: Mapping[str, str]) -> str:
-    """Grafana's pattern for a line's name, filled in: "{{label}}, card" → "Neutral, card"."""
+    """Fills in Grafana's pattern for a line's name: "{{label}}, card" → "Neutral, card"."""
     return re.sub(r"{{(\w+)}}", lambda name: labels[name[1]], pattern)

@@ -1,4 +1,4 @@
-"""Cells that can be run again: what their earlier run started or registered goes first."""
+"""Removes what an earlier run of a cell started or registered, so that the cell can run again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def forget(server: ModelServer, model: str, version: str | None = None) -> None:
 
 
 def stop_replaced(code: str, variables: Mapping[str, Any]) -> None:
-    """Ends the servers whose variables the code assigns anew: nobody could end them later.
+    """Ends the servers whose variables the code assigns anew, because nothing could end them later.
 
     Args:
-        code: a cell, as plain Python. One with a syntax error changes nothing.
-        variables: the notebook's.
+        code: a cell, as plain Python. Code with a syntax error changes nothing.
+        variables: the notebook's variables.
     """
     try:
         tree = ast.parse(code)
@@ -37,7 +37,7 @@ def stop_replaced(code: str, variables: Mapping[str, Any]) -> None:
 
 
 def watch_cells() -> None:
-    """Has `stop_replaced` called before each cell of this notebook."""
+    """Makes IPython call `stop_replaced` before each cell of this notebook."""
     from IPython.core.getipython import get_ipython
 
     shell: Any = get_ipython()

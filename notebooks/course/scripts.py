@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def run_script(file: Path, *arguments: object, **variables: str) -> str:
-    """What a Python file prints, run with these arguments and these environment variables.
+    """Runs a Python file with these arguments and environment variables, and returns what it prints.
 
     Raises:
-        RuntimeError: it failed; the message has what it wrote to stderr.
+        RuntimeError: the program failed; the message has what it wrote to stderr.
     """
     command = [sys.executable, str(file), *map(str, arguments)]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)

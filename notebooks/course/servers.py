@@ -1,4 +1,4 @@
-"""TorchServe by its own command, without the library, and free ports."""
+"""Runs TorchServe by its own command, without the library, and finds free ports."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tutorial_lib import find_java
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nothing listens on.
+    """Finds different ports that nothing listens on.
 
-    They lie below those that Linux gives to outgoing connections (32768 and more), so that no connection
+    They lie below the ports that Linux gives to outgoing connections (32768 and more), so that no connection
     takes one before its server does.
 
     >>> len(set(free_ports(5)))
@@ -40,12 +40,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """One port that nothing listens on."""
+    """Finds one port that nothing listens on."""
     return free_ports(1)[0]
 
 
 def is_answered(port: int) -> bool:
-    """Whether something listens on this port of loopback."""
+    """Returns whether something listens on this port of loopback."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -71,8 +71,8 @@ def set_up_shell(folder: Path) -> dict[str, str]:
     """Prepares a TorchServe that shell cells start and stop by hand in a folder.
 
     It writes config.properties, and sets the variables that the cells use: INFERENCE and MANAGEMENT (the
-    addresses), JAVA_HOME, and SHORT_TMP, a temporary folder for this server, with a short path, since a
-    socket's has 107 characters at most. SHORT_TMP stays the same in a notebook, so that a cell that runs
+    addresses), JAVA_HOME, and SHORT_TMP, a temporary folder for this server. Its path is short, since a
+    socket's path has 107 characters at most. SHORT_TMP stays the same in a notebook, so that a cell that runs
     again finds the server that it started before.
 
     Returns:
@@ -93,7 +93,7 @@ def wait_until_healthy(folder: Path, address: str) -> dict[str, str]:
         The answer.
 
     Raises:
-        TimeoutError: it did not answer within a minute; the message has the folder's start.log.
+        TimeoutError: the server did not answer within a minute; the message has the folder's start.log.
     """
 
     def ping() -> dict[str, str] | None:
@@ -110,19 +110,19 @@ def wait_until_healthy(folder: Path, address: str) -> dict[str, str]:
 
 @contextmanager
 def taken_port() -> Iterator[int]:
-    """A port of loopback that this process listens on until the `with` block ends."""
+    """Yields a port of loopback, on which this process listens until the `with` block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield int(listener.getsockname()[1])
 
 
 def holder(port: int) -> int | None:
-    """The id of the process that listens on a port, as `ss -ltnp` shows it."""
+    """Returns the id of the process that listens on a port, as `ss -ltnp` shows it."""
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
     return next((c.pid for c in listening if c.laddr and c.laddr.port == port), None)
 
 
 def _environment(temp: Path) -> dict[str, str]:
-    """The environment of a raw server: a Java, and its folder for temporary files."""
+    """Returns the environment of a raw server: with a Java, and its folder for temporary files."""
     java = {"JAVA_HOME": str(find_java().home)}
     return {**os.environ, **java, **dict.fromkeys(("TMPDIR", "TEMP"), str(temp))}
 
@@ -133,7 +133,7 @@ def run_raw(folder: Path, store: Path, inference: int) -> subprocess.CompletedPr
     Args:
         folder: where it runs; config.properties is written there.
         store: the model store.
-        inference: the port of the inference address. The others are free ones.
+        inference: the port of the inference address. The other ports are free ones.
     """
     address = write_config(folder)["inference"]
     config = folder / "config.properties"
@@ -161,19 +161,19 @@ def raw_server(
 
     Args:
         folder: where it runs: it has `store`, the model store, and gets key_file.json, logs and console.log.
-        arguments: more of the command line.
-        ready: asked until it gives something true.
+        arguments: more arguments of the command line.
+        ready: called until it returns something true.
         config: the config.properties, relative to the folder.
-        temp: where it unpacks models and has its sockets; by default a folder that goes when it stops.
+        temp: where it unpacks models and has its sockets; by default a folder that is removed at the end.
         user: `user=`, `group=` and `extra_groups=` of subprocess.Popen. Only root may run as another user.
 
     Yields:
         The launcher's process.
 
     Raises:
-        TimeoutError: it was not ready within 120 seconds, or ended; the message has the log's end.
+        TimeoutError: TorchServe was not ready within 120 seconds, or ended; the message has the log's end.
     """
-    own_temp = temp or Path(tempfile.mkdtemp())  # a short path: a socket's has 107 characters at most
+    own_temp = temp or Path(tempfile.mkdtemp())  # short: a socket's path has 107 characters at most
     environment = _environment(own_temp)
     if user:  # the folders become this user's
         environment["HOME"] = str(own_temp)
@@ -204,7 +204,7 @@ def raw_server(
         if launcher.poll() is None:
             below = psutil.Process(launcher.pid).children(recursive=True)
             for child in below:
-                if child.name().startswith("java"):  # it ends its workers, and the launcher waits for it
+                if child.name().startswith("java"):  # Java ends the workers; the launcher waits for it
                     child.terminate()
             launcher.wait(60)
             psutil.wait_procs(below, 10)

@@ -1,4 +1,4 @@
-"""Made-up tweets to send in load tests: as long as real ones, and with a mood that is plain to see."""
+"""Made-up tweets to send in load tests: as long as real ones, and with an obvious mood."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Tweet(NamedTuple):
 
 
 def sample_tweets(count: int, *, seed: int = 0) -> list[Tweet]:
-    """Different made-up tweets, each of one mood, of one to three sentences.
+    """Returns different made-up tweets, each of one mood, of one to three sentences.
 
-    With the embedded model's tokenizer 500 of them are 8 to 65 tokens long, 24 on average, as are
-    the 630 real tweets of its test.
+    With the embedded model's tokenizer 500 of them are 8 to 65 tokens long, 24 on average, like
+    the 630 real tweets of the model's test.
 
     >>> sample_tweets(2) == sample_tweets(2), len({text for text, _ in sample_tweets(500)})
     (True, 500)

@@ -1,4 +1,4 @@
-"""A certificate that signs itself, and which TLS a port speaks (chapter 12)."""
+"""Makes a self-signed certificate, and finds out which TLS version a port speaks (chapter 12)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 
 def self_signed(folder: Path) -> dict[str, Path]:
-    """Writes key.pem and certificate.pem, for 127.0.0.1 and 30 days; as settings of a server."""
+    """Writes key.pem and certificate.pem, for 127.0.0.1 and 30 days; returns both as a server's settings."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)  # TorchServe reads RSA keys only
     me = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -39,7 +39,7 @@ def self_signed(folder: Path) -> dict[str, Path]:
 
 
 def handshake(port: int, certificate: Path, at_least: str = "TLSv1_2") -> str:
-    """The TLS version that a port of loopback agrees to, or the kind of the error.
+    """Returns the TLS version that a port of loopback agrees to, or the kind of the error.
 
     Args:
         port: where to connect.

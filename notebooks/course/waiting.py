@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def changes(look: Callable[[], T], last: T, seconds: float = 60) -> list[tuple[float, T]]:
-    """Looks every 0.02 s until it sees `last`; gives what it saw, with the seconds until each change.
+    """Looks every 0.02 s until it sees `last`; returns what it saw, with the seconds until each change.
 
     Raises:
-        TimeoutError: `last` was not seen within the limit; the message has what was.
+        TimeoutError: `last` was not seen within the limit; the message has what was seen.
 
     >>> colors = iter(["red", "red", "green"])
     >>> [color for _, color in changes(lambda: next(colors), "green")]
@@ -32,15 +32,15 @@ def changes(look: Callable[[], T], last: T, seconds: float = 60) -> list[tuple[f
 
 
 def wait_until(condition: Callable[[], T], seconds: float = 60, otherwise: Callable[[], object] = str) -> T:
-    """Calls `condition` every 0.1 s until it gives something true, and returns that.
+    """Calls `condition` every 0.1 s until it returns something true, and returns this result.
 
     Args:
         condition: what to wait for; an exception from it ends the waiting.
         seconds: the limit.
-        otherwise: gives the reason for the error message, such as the end of a log.
+        otherwise: returns the reason for the error message, such as the end of a log.
 
     Raises:
-        TimeoutError: it was not true within the limit.
+        TimeoutError: the condition was not true within the limit.
 
     >>> numbers = iter([0, 0, 3])
     >>> wait_until(lambda: next(numbers))

@@ -12,7 +12,7 @@ class Files:
     """Serves a folder on a free port of loopback, until `stop`.
 
     Attributes:
-        address: as "http://127.0.0.1:8000".
+        address: such as "http://127.0.0.1:8000".
         fetched: the paths that were asked for, in order.
     """
 

@@ -1,4 +1,4 @@
-"""A worker is a process: the memory that it uses, and what happens when it stops."""
+"""Measures the memory of a worker, which is a process, and freezes or kills it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import psutil
 
 
 def memory(pid: int) -> dict[str, float]:
-    """MB (2**20 bytes) of a process.
+    """Returns the memory of a process, in MB (2**20 bytes).
 
-    RSS is all that it has mapped, PSS counts what n processes share as 1/n, USS is its own alone.
+    RSS is all that it has mapped, PSS counts what n processes share as 1/n, USS is what it alone has.
     """
     used = psutil.Process(pid).memory_full_info()
     return {"RSS": used.rss / 2**20, "PSS": used.pss / 2**20, "USS": used.uss / 2**20}
 
 
 def memory_of_file(pid: int, name: str) -> dict[str, float]:
-    """MB (2**20 bytes) of a file, by the end of its name, that a process has mapped: RSS and PSS.
+    """Returns the MB (2**20 bytes) of a file, by the end of its name, that a process has mapped: RSS and PSS.
 
     Raises:
         LookupError: the process has not mapped such a file.
@@ -27,7 +27,7 @@ def memory_of_file(pid: int, name: str) -> dict[str, float]:
 
 
 def freeze(pid: int) -> None:
-    """Stops a process for as long as it lives: what is in its hands stays there."""
+    """Stops a process for as long as it lives: what it is working on stays with it."""
     psutil.Process(pid).suspend()
 
 

@@ -1,6 +1,6 @@
-"""The exercises' self-checks and solutions, one module a chapter.
+"""The exercises' self-checks and solutions, one module per chapter.
 
-check("03.1", parse)      says whether an answer is right
+check("03.1", parse)      prints whether an answer is right
 hint("03.1")              prints a hint
 solution("03.1")          prints a right answer; tests/test_exercises.py runs it
 """

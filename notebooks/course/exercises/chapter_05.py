@@ -7,7 +7,7 @@ _WORKERS = {"workers": [{"status": "READY"}, {"status": "WORKER_STARTED"}, {"sta
 
 
 class _Management:
-    """Records what it is asked to do, in place of a server's management address."""
+    """A fake management address, which records the calls that it gets."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []

@@ -20,12 +20,12 @@ _LOG = "\n".join(
 )
 _ANSWERS = {
     (400, "The body has no input"): False,
-    (400, "Token Authorization failed"): False,  # unchanged, with the same token, it fails again
+    (400, "Token Authorization failed"): False,  # unchanged, with the same access token, it fails again
     (404, "Model not found: m"): False,
     (413, "Request Entity Too Large"): False,
     (500, "Worker died."): True,
     (503, 'Model "m" has no worker to serve inference request.'): True,
-    (503, "Prediction failed"): False,  # the handler raised: for this request it will again
+    (503, "Prediction failed"): False,  # the handler raises again for this request
     (503, "number of batch response mismatched"): False,
     (507, "Worker died."): True,
     (507, "Out of resources"): False,

@@ -8,7 +8,7 @@ _TOKENS, _SHARES = ["<s>", "gre@@", "a@@", "t", "day"], [0.0, 0.25, 0.5, 0.25, -
 def _yields_sentences(sentences: Callable[[Iterator[str]], Iterator[str]]) -> bool:
     words = iter([" good", " day.", " so", " happy!", " the", " end"])
     parts = sentences(words)
-    early = next(parts) == " good day." and next(words) == " so"  # it has not read on before it yields
+    early = next(parts) == " good day." and next(words) == " so"  # it yields before it reads the next word
     return early and list(parts) == [" happy!", " the end"] and list(sentences(iter([" a."]))) == [" a."]
 
 
