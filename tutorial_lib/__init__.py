@@ -1,9 +1,10 @@
-"""Takes a PyTorch model to production with TorchServe: export → archive → serve → ask.
+"""Takes a PyTorch model to production with TorchServe: export → archive → serve → predict.
 
 >>> from tutorial_lib import TorchServe, build_archive, export_model
 
-A name is loaded when it is first used (PEP 562), so that `from tutorial_lib import InferenceClient` brings no
-torch. Type checkers see the imports below, which never run.
+A name's module is imported when the name is first used (PEP 562), so that
+`from tutorial_lib import InferenceClient` does not import torch. Type checkers read the imports below, which
+never run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`python -m tutorial_lib`: is this machine ready? `python -m tutorial_lib check-handler`: is a handler?
+"""`python -m tutorial_lib` checks this machine, `python -m tutorial_lib check-handler` checks a handler.
 
-Exit status 1 where something is missing or wrong.
+The exit status is 1 if something is missing or wrong.
 """
 
 import sys

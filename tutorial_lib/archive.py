@@ -1,4 +1,4 @@
-"""Packs model archives with torch-model-archiver, around its traps, and reads, unpacks and copies them."""
+"""Packs model archives with torch-model-archiver, avoids its traps, and reads, unpacks and copies them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
-# What an archive and a served model may be called: one word in a log, a path, a URL and a label.
+# The names that archives and served models may have: one word in a log, a path, a URL and a label.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 NAME_ADVICE = "Use letters, digits, '_', '-' and '.', and begin with a letter or a digit."
 _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".tar.gz"}
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _LARGE = 1_000_000  # bytes; smaller files of a version are copied for the next one, not linked
-# What reading a broken archive raises.
+# The errors that reading a broken archive raises.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -60,21 +60,21 @@ def build_archive(
 ) -> Path:
     """Packs a handler, a model and the files around them into one archive.
 
-    A model is a folder from `export_model`, or the reader's own: weights with the Python file that defines
-    their class, TorchScript, or any file that the handler loads itself. An archive of that name is replaced,
-    once the new one is whole. The files are checked first: the archiver takes a label map with a label too
-    few, and the server then fails on that label.
+    A model is a folder from `export_model`, or your own: weights with the Python file that defines their
+    class, TorchScript, or any file that the handler loads itself. An earlier archive of that name is replaced
+    when the new one is complete. The files are checked first: the archiver accepts a label map that lacks a
+    label, and the server then fails on that label.
 
     Args:
         name: the archive's name; the file is `<name>.mar`.
-        handler: a Python file, or the name of one of TorchServe's own ("image_classifier").
+        handler: a Python file, or the name of one of TorchServe's own handlers ("image_classifier").
         model_dir: a folder from `export_model`: model.safetensors becomes the serialized file, all other
-            files become extra files. None for another kind of model, or none.
-        model_file: the Python file that defines the model's class, the only class in it. TorchServe's
+            files become extra files. None for another kind of model, or for no model.
+        model_file: the Python file that defines the model's class, and no other class. TorchServe's
             BaseHandler calls the class without arguments and loads the serialized file into it.
-        serialized_file: with a model file, its state_dict; without, TorchScript (.pt), or what the handler's
+        serialized_file: with a model file, its state_dict; else TorchScript (.pt), or what the handler's
             own `initialize` loads (.pt2, .onnx, …).
-        extra_files: more files to put in, as index_to_name.json. A folder arrives as a folder of its name, so
+        extra_files: more files to put in, as index_to_name.json. A folder keeps its name in the archive, so
             that the handler can import a package.
         config_file: per-model settings (YAML): workers, batching, the handler's own options.
         requirements_file: pip requirements; TorchServe ignores them unless its config says
@@ -127,11 +127,11 @@ def build_archive(
 
 
 def archive_sha256(archive: str | Path) -> str:
-    """The SHA-256 of an archive, 64 hex digits, as `sha256sum` gives it for a file.
+    """Returns the SHA-256 of an archive, 64 hex digits, as `sha256sum` gives it for a file.
 
-    For an archive that is a folder, that of the lines "<SHA-256>  <path>" of its files, sorted by path.
-    An archive holds code, so whoever can change it can change any digest in it or beside it: keep this
-    one where they can't, as in version control.
+    For an archive that is a folder, it is the SHA-256 of the lines "<SHA-256>  <path>" of its files, sorted
+    by path. An archive holds code, and whoever can change it can change any digest in it or beside it. Keep
+    this digest where they can't, as in version control.
 
     Raises:
         ArchiveError: there is no such archive.
@@ -151,10 +151,10 @@ def archive_sha256(archive: str | Path) -> str:
 
 
 def check_sha256(archive: str | Path, expected: str) -> None:
-    """Does nothing where an archive has the SHA-256 that is expected.
+    """Checks that an archive has the expected SHA-256.
 
     Raises:
-        ArchiveError: it has another one, or is not there.
+        ArchiveError: the archive has another SHA-256, or is not there.
     """
     found = archive_sha256(archive)
     if found != expected.strip().lower():
@@ -165,18 +165,18 @@ def check_sha256(archive: str | Path, expected: str) -> None:
 
 
 def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """The manifest of an archive, whichever format it has: a .mar, a folder, or a .tar.gz.
+    """Returns the manifest of an archive in any format: a .mar, a folder, or a .tar.gz.
 
     Args:
         archive: its path.
-        sha256: the `archive_sha256` that it must have; None to take any.
+        sha256: the `archive_sha256` that it must have; None to accept any.
 
     Returns:
-        createdOn, runtime, archiverVersion, and model: modelName, modelVersion, handler, and where
-        given serializedFile, modelFile, configFile, requirementsFile.
+        createdOn, runtime, archiverVersion, and model: modelName, modelVersion, handler, and, if given,
+        serializedFile, modelFile, configFile, requirementsFile.
 
     Raises:
-        ArchiveError: there is no such archive, it is not one, or not the one that was expected.
+        ArchiveError: there is no such archive, it is not one, or it is not the expected one.
 
     >>> read_manifest("missing.mar")
     Traceback (most recent call last):
@@ -200,10 +200,10 @@ def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str
 
 
 def check_files(archive: str | Path) -> None:
-    """Does nothing where an archive has each file that its manifest names.
+    """Checks that an archive has each file that its manifest names.
 
     Raises:
-        ArchiveError: a file is not in it, or it is no archive.
+        ArchiveError: the archive lacks a file, or is no archive.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -230,13 +230,13 @@ def check_files(archive: str | Path) -> None:
 
 
 def read_settings(archive: str | Path) -> dict[str, Any]:
-    """The model config (YAML) of an archive: workers, batching, and the handler's own options.
+    """Returns the model config (YAML) of an archive: workers, batching, and the handler's own options.
 
     Args:
         archive: a .mar, a .tar.gz, or a folder, as an unpacked archive.
 
     Returns:
-        the settings as TorchServe's handlers get them in `context.model_yaml_config`; {} where the archive
+        the settings as TorchServe's handlers get them in `context.model_yaml_config`; {} if the archive
         has no config file.
 
     Raises:
@@ -262,7 +262,7 @@ def read_settings(archive: str | Path) -> dict[str, Any]:
 
 
 def python_files(archive: str | Path) -> set[str]:
-    """What the archive's code can import from the archive itself.
+    """Returns the files that the archive's code can import from the archive itself.
 
     A worker looks for these names along PYTHONPATH before it looks in the archive.
 
@@ -289,11 +289,11 @@ def python_files(archive: str | Path) -> set[str]:
 
 
 def unpack(archive: str | Path, folder: str | Path) -> None:
-    """Unpacks an archive as TorchServe does: its files lie directly in `folder`, which appears when whole.
+    """Unpacks an archive as TorchServe does: its files lie directly in `folder`, which appears when complete.
 
     Args:
         archive: a .mar, a .tar.gz, or a folder, which is copied.
-        folder: where to; it may be there already, but must be empty.
+        folder: the folder to unpack into; it may exist already, but must be empty.
 
     Raises:
         ArchiveError: the archive is missing or broken, or the folder is not empty or can't be written to.
@@ -328,12 +328,12 @@ def lay_out(
     extra_files: Sequence[str | Path] = (),
     config_file: str | Path | None = None,
 ) -> None:
-    """Writes what an archive of these files would unpack to, without packing one.
+    """Writes the files that an archive of these files would unpack to, without packing an archive.
 
-    What is in the files is not checked, so that tests can see what a handler makes of a broken model.
+    The files' content is not checked, so that tests can see what a handler does with a broken model.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: the folder to write into; made if it is not there.
         handler, model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
 
     Raises:
@@ -370,7 +370,7 @@ def new_version(
     """Copies an unpacked archive as a new version, with edited files in place of their old ones.
 
     Files of 1 MB and more are hard links, so that weights are neither packed nor copied; smaller ones are
-    copied, so that no later edit of the source shows through.
+    copied, so that a later edit of the source does not change the new version.
 
     Args:
         source: the unpacked archive.
@@ -427,7 +427,7 @@ def _write(folder: Path, inputs: Inputs) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file or a folder; large files are links, in both."""
+    """Copies a file or a folder; large files become links, also those in the folder."""
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -452,7 +452,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _read_file(archive: Path, name: str) -> bytes:
-    """One file of an archive; the archiver puts all of a .tar.gz into a folder of the model's name."""
+    """Reads a file of an archive; a .tar.gz of the archiver has all files in a folder of the model's name."""
     if archive.is_dir():
         return (archive / name).read_bytes()
     if archive.name.endswith(".tar.gz"):
@@ -467,7 +467,7 @@ def _read_file(archive: Path, name: str) -> bytes:
 
 
 def _names(archive: Path) -> list[str]:
-    """The paths of all files of an archive, from its top."""
+    """Returns the paths of all files of an archive, relative to its top."""
     if archive.is_dir():
         return [file.relative_to(archive).as_posix() for file in archive.rglob("*") if file.is_file()]
     if archive.name.endswith(".tar.gz"):
@@ -494,7 +494,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Writes plain files alone: links and devices, which the archiver never packs, could lead outside."""
+    """Writes plain files only: links and devices, which the archiver never packs, could lead outside."""
     name = _tar_name(member)
     if not name or member.isdir():
         return
@@ -534,10 +534,10 @@ def _check_arguments(name: str, version: str, archive_format: str) -> None:
 
 
 def _file_options(inputs: Inputs, scratch: Path) -> list[str]:
-    """The archiver's options for files.
+    """Returns the archiver's options for files.
 
-    It flattens folders among the extra files and splits their paths at commas, so they are linked into one
-    folder under their own names, which keeps both.
+    The archiver flattens folders among the extra files and splits their paths at commas. So the extra files
+    are linked into one folder under their own names, which keeps folders and commas.
     """
     extras = scratch / "extra"
     extras.mkdir()
@@ -557,7 +557,7 @@ def _file_options(inputs: Inputs, scratch: Path) -> list[str]:
 
 
 def _run_archiver(options: list[str], scratch: Path) -> None:
-    """Runs the archiver with a temp folder of its own: it deletes `$TMPDIR/<model-name>` if it is there."""
+    """Runs the archiver with its own temporary folder: it deletes `$TMPDIR/<model-name>` if that is there."""
     temp, out = scratch / "tmp", scratch / "out"
     temp.mkdir()
     out.mkdir()

@@ -1,4 +1,4 @@
-"""What may go into a model archive: the files are gathered and checked before the archiver packs them."""
+"""Gathers and checks the files of a model archive, before the archiver packs them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import yaml
 from tutorial_lib.errors import ArchiveError
 
 _IMAGES = {"captum": "captum", "PIL": "pillow", "torchvision": "torchvision"}
-# TorchServe's own handlers that the archiver takes by name, with what each imports and TorchServe does not
-# bring: module → the package to install.
+# TorchServe's own handlers that the archiver takes by name, with the imports of each that TorchServe does not
+# install: module → the package to install.
 _BUILT_IN: dict[str, dict[str, str]] = {
     "base_handler": {},
     "text_classifier": {"captum": "captum"},
@@ -42,7 +42,7 @@ _WHOLE_NUMBERS = (
     "startupTimeout",
 )
 _FETCH_THEIR_MODEL = ("vllm_handler", "trt_llm_handler")  # from a path in the model config
-_TOP_CLASSES = 5  # image_classifier answers that many, and fails on a model with fewer
+_TOP_CLASSES = 5  # image_classifier answers with this many, and fails on a model with fewer
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def gather(
     config_file: str | Path | None = None,
     requirements_file: str | Path | None = None,
 ) -> Inputs:
-    """The files of an archive, each of which exists under a name of its own.
+    """Gathers the files of an archive, and checks that each exists and has a name of its own.
 
     Args:
         handler, model_dir, model_file, serialized_file, extra_files, config_file, requirements_file: as for
-            `build_archive`. The weights of `model_dir`, model.safetensors, are its serialized file.
+            `build_archive`. The weights of `model_dir`, model.safetensors, become the serialized file.
 
     Raises:
         ArchiveError: a file is missing, two have one name, or an argument is no path.
@@ -133,7 +133,7 @@ def gather(
 
 
 def check(inputs: Inputs) -> None:
-    """Checks what is in the files: whatever would make the server fail later, as far as it can be seen here.
+    """Checks the files' content for what would make the server fail later, as far as it can be seen here.
 
     Raises:
         ArchiveError: a file is not what it should be, or does not fit another one.
@@ -154,7 +154,7 @@ def check(inputs: Inputs) -> None:
 
 
 def is_built_in(handler: str | Path) -> bool:
-    """Whether this is the name of one of TorchServe's own handlers.
+    """Returns whether this is the name of one of TorchServe's own handlers.
 
     >>> is_built_in("image_classifier"), is_built_in("handler.py")
     (True, False)
@@ -163,7 +163,7 @@ def is_built_in(handler: str | Path) -> bool:
 
 
 def missing_packages(handler: str) -> list[str]:
-    """The packages, as pip names them, that one of TorchServe's own handlers imports and that are not here.
+    """Returns the packages, by pip name, that one of TorchServe's own handlers imports and that are missing.
 
     >>> missing_packages("base_handler"), missing_packages("handler.py")
     ([], [])
@@ -172,9 +172,9 @@ def missing_packages(handler: str) -> list[str]:
 
 
 def read_labels(model_dir: str | Path) -> dict[int, str]:
-    """The model's own labels by class index, as transformers reads them from its config.json.
+    """Returns the model's own labels by class index, as transformers reads them from its config.json.
 
-    transformers leaves the labels out where they are its defaults, LABEL_0, LABEL_1.
+    transformers leaves the labels out if they are its defaults, LABEL_0, LABEL_1.
 
     Raises:
         ArchiveError: config.json is missing or cut off.
@@ -193,13 +193,13 @@ def read_labels(model_dir: str | Path) -> dict[int, str]:
 
 
 def check_loads(folder: Path, inputs: Inputs) -> None:
-    """Loads an unpacked archive once, in a process of its own, where TorchServe's own code loads the model.
+    """Loads an unpacked archive once, in a process of its own, if TorchServe's own code loads the model.
 
-    A handler with an `initialize` of its own is not run: `tutorial_lib.testing.check_handler` does that.
+    A handler with its own `initialize` is not run here: `tutorial_lib.testing.check_handler` runs it.
 
     Args:
         folder: the unpacked archive.
-        inputs: what it was made of.
+        inputs: the files that it was made of.
 
     Raises:
         ArchiveError: the model does not load.
@@ -217,7 +217,7 @@ def check_loads(folder: Path, inputs: Inputs) -> None:
     cause = _last_error(run.stderr)
     if run.returncode == 0 or (inputs.handler not in _BUILT_IN and cause.startswith("ModuleNotFoundError")):
         return  # the server may have packages that are not here
-    if inputs.serialized_file.suffix != ".pt" or zipfile.is_zipfile(inputs.serialized_file):  # it is whole
+    if inputs.serialized_file.suffix != ".pt" or zipfile.is_zipfile(inputs.serialized_file):  # it is complete
         _check_weights_of_built_in("BaseHandler", inputs.serialized_file, inputs.model_file)
     fix = "Was it saved from this class, as torch.save(model.state_dict(), …)?"
     if inputs.model_file is None:
@@ -229,7 +229,7 @@ def check_loads(folder: Path, inputs: Inputs) -> None:
 
 
 def check_path(name: str, value: str | Path | None) -> Path | None:
-    """The path that an argument names; one that ends in ".." is made absolute, so that it has a name.
+    """Returns the path that an argument names; one that ends in ".." is made absolute, so that it has a name.
 
     Raises:
         ArchiveError: the argument is no path.
@@ -267,7 +267,7 @@ def _check_handler(handler: str | Path) -> str:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    """The archiver puts all files into one folder; of two with one name, one would be lost."""
+    """Checks that files exist and names differ: the archiver packs one flat folder, so one would be lost."""
     first: dict[str, Path] = {}
     for file in files:
         if not file.exists():
@@ -315,7 +315,7 @@ def _check_yaml(file: Path) -> None:
         raise ArchiveError(f"{file} is not YAML: {error}. Fix it first.") from error
     if not isinstance(config, dict):
         raise ArchiveError(f"{file} has no settings (key: value). Fix it, or leave it out.")
-    for key in _WHOLE_NUMBERS:  # TorchServe takes its default for what it can't read
+    for key in _WHOLE_NUMBERS:  # TorchServe takes its default for a value that it can't read
         value = config.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ArchiveError(f"{file} has {key}: {value!r}. Give a whole number.")
@@ -325,7 +325,7 @@ def _check_yaml(file: Path) -> None:
 
 
 def _check_labels(file: Path, model_dir: Path | None) -> list[str]:
-    """The classes that a label map names, by texts or by lists whose last item is the label."""
+    """Returns the classes of a label map, whose values are texts, or lists with the label as last item."""
     try:
         labels = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -352,7 +352,7 @@ def _check_labels(file: Path, model_dir: Path | None) -> list[str]:
 
 
 def _check_model_file(file: Path) -> None:
-    """TorchServe takes the one class that a model file defines, and calls it with no arguments."""
+    """Checks that a model file defines one class, which TorchServe can call with no arguments."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as error:
@@ -459,7 +459,7 @@ def _loads_with_torchserve(handler: str) -> bool:
 
 
 def _last_error(stderr: str) -> str:
-    """The last exception of a program's output, on one line."""
+    """Returns the last exception of a program's output, on one line."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     start = max(
         (i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), default=-1
@@ -471,5 +471,5 @@ def _last_error(stderr: str) -> str:
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of a module below a package that is not there
+    except ModuleNotFoundError:  # the module's package is not installed
         return False

@@ -30,10 +30,10 @@ _MAIN = (
 
 @dataclass(frozen=True, repr=False)
 class HandlerReport(Report):
-    """What `check_handler` found: a table in a notebook, text in a terminal.
+    """The result of `check_handler`: a table in a notebook, text in a terminal.
 
     Attributes:
-        log: what the handler and TorchServe's code wrote, tracebacks among it.
+        log: the output of the handler and of TorchServe's code, with tracebacks.
 
     In a test suite: `assert report.ok, report`.
 
@@ -58,27 +58,34 @@ def check_handler(
 ) -> HandlerReport:
     """Runs a handler as TorchServe's worker does, in a process of its own, and reports what would go wrong.
 
-    torch computes with one thread there, unless the handler or OMP_NUM_THREADS asks for more.
+    In that process torch computes with one thread, unless the handler or OMP_NUM_THREADS asks for more.
 
-    It finds imports and files that are missing; an answer that depends on its neighbours in the batch or on
-    earlier requests; too few or too many answers, or another order; a bad request that costs others their
-    answers, or gets a 200 or a 5xx; bodies that are taken in one form only; answers that TorchServe can't
-    encode; a second `initialize` that fails; memory that grows; metrics that no file declares.
+    The checks find:
+
+    - imports and files that are missing;
+    - an answer that depends on its neighbours in the batch or on earlier requests;
+    - too few or too many answers, or answers in another order;
+    - a bad request that makes others lose their answers, or that gets a 200 or a 5xx;
+    - bodies that are accepted in one form only, and answers that TorchServe can't encode;
+    - a second `initialize` that fails;
+    - memory that grows;
+    - metrics that no file declares.
 
     Args:
         handler: a Python file, the name of one of TorchServe's own handlers, or an archive.
         samples: one to three good request bodies: JSON values, texts (str), or bytes such as a PNG.
-        model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; none of them
-            with an archive. Its batchSize says whether requests come in batches: 1 means that they do not.
+        model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; leave
+            them out for an archive. The batchSize in the model config says whether requests come in batches:
+            1 means that they do not.
         envelope: the server's `service_envelope` setting, as "json"; None for none.
         timeout: seconds that all checks may take.
 
     Returns:
-        the report; its attribute ok is False where a check failed.
+        the report; its attribute ok is False if a check failed.
 
     Raises:
         ArchiveError: a file is missing, or two have one name.
-        ValueError: there are no samples, too many, or one that is none of the three kinds.
+        ValueError: there are no samples or too many, or one is neither JSON, nor text, nor bytes.
 
     >>> from tutorial_lib.export import EMBEDDED
     >>> report = check_handler("handler.py", [{"input": ["great day", "meh"]}], model_dir=EMBEDDED)
@@ -142,7 +149,7 @@ def _is_archive(handler: str | Path) -> bool:
 
 
 def _run(work: Path, timeout: float) -> tuple[list[Check], str]:
-    """Runs the checks in a process; a row more where it did not come to the end, and what it wrote."""
+    """Runs the checks in a process; returns a failed check if the process did not finish, and its output."""
     (work / "rows").touch()
     with (work / "log").open("w+b") as log:
         process = subprocess.Popen(
@@ -154,7 +161,7 @@ def _run(work: Path, timeout: float) -> tuple[list[Check], str]:
             env={
                 "OMP_NUM_THREADS": "1",
                 **os.environ,
-            },  # torch's threads of several checks at once would fight
+            },  # else torch's threads of several checks at once would compete
             start_new_session=True,
         )
         try:
@@ -178,7 +185,7 @@ def _run(work: Path, timeout: float) -> tuple[list[Check], str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m tutorial_lib check-handler HANDLER SAMPLE …`; exit status 1 where a check failed.
+    """Runs `python -m tutorial_lib check-handler HANDLER SAMPLE …`; returns 1 if a check failed.
 
     >>> main(["check-handler"])
     Traceback (most recent call last):

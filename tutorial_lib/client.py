@@ -35,12 +35,12 @@ Runtime = Literal["python", "python3", "LSP"]
 # (seconds to connect, seconds to wait for an answer). A worker may take responseTimeout, 120 s.
 DEFAULT_TIMEOUT = (5.0, 125.0)
 
-# TorchServe reads numbers as Java ints. For a number that it can't read it silently takes its default.
+# TorchServe reads numbers as Java ints. If it can't read a number, it silently takes its default.
 _MAXIMUM = 2**31 - 1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a retry
 _CHANCE = random.SystemRandom()  # not seeded, so forked processes don't wait equally long
 _ENDPOINTS = ("predictions", "ping", "models", "metrics", "token")
-_PAGE = 100  # models on a page of the list; TorchServe gives no more, whatever the limit
+_PAGE = 100  # models on a page of the list; TorchServe returns no more, even for a higher limit
 
 
 class Worker(TypedDict):
@@ -65,7 +65,7 @@ class JobQueueStatus(TypedDict):
 class ModelDescription(TypedDict):
     """A version of a model, as TorchServe describes it; delays are in ms, timeouts in s.
 
-    customizedMetadata is there when it was asked for: whatever the handler's `describe_handle` says.
+    customizedMetadata is there if it was asked for: it is what the handler's `describe_handle` returns.
     """
 
     modelName: str
@@ -98,14 +98,14 @@ class ModelDescription(TypedDict):
 
 
 class ModelEntry(TypedDict):
-    """A registered model: its name, and the archive its default version came from."""
+    """A registered model: its name, and the archive that its default version came from."""
 
     modelName: str
     modelUrl: str
 
 
 class ModelPage(TypedDict):
-    """A page of the list of models; nextPageToken is there where more may follow."""
+    """A page of the list of models; nextPageToken is there if more may follow."""
 
     models: list[ModelEntry]
     nextPageToken: NotRequired[str]
@@ -138,11 +138,11 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer as it came.
+    """A model's answer, as the server sent it.
 
     Attributes:
         status: the HTTP status code, 200 to 299.
-        headers: the answer's headers; their names are found in upper and lower case.
+        headers: the answer's headers; a look-up ignores the case of the name.
         content: the body.
 
     >>> Answer(200, {}, b'["Positive"]').value
@@ -159,7 +159,7 @@ class Answer:
         return decode(self.content, self.headers.get("Content-Type"))
 
 
-_RENEWING = threading.Lock()  # of the module, since a key file may be copied to other processes
+_RENEWING = threading.Lock()  # not a field of KeyFile, which may be copied to other processes
 
 
 @dataclass
@@ -167,8 +167,8 @@ class KeyFile:
     """The access tokens of a running server, read from the key file that it wrote.
 
     TorchServe keeps an API key and two access tokens that expire (after 60 minutes by default). The
-    management address renews a token for the API key; the answer is empty, and the new token is in the
-    file.
+    management address renews an access token if the request carries the API key; the answer is empty, and
+    the new access token is in the file.
 
     Attributes:
         path: the server's key_file.json.
@@ -185,7 +185,7 @@ class KeyFile:
     verify: bool | str = True
 
     def token(self, kind: TokenType) -> str:
-        """The current token for one of the two addresses; the metrics address asks for none.
+        """Returns the current access token of one of the two addresses; the metrics address asks for none.
 
         Raises:
             ApiError: there is no key file, or it can't be read.
@@ -193,10 +193,10 @@ class KeyFile:
         return self._key(kind)
 
     def renew(self, kind: TokenType, expired: str) -> str:
-        """A token to use in place of an expired one.
+        """Returns an access token to use in place of an expired one.
 
-        Another thread or process may have asked for a new one already. One more request would then make
-        that one invalid, so the new token is only read.
+        Another thread or process may have renewed the token already. Renewing it once more would make that
+        new token invalid, so the new token is then only read.
 
         Raises:
             ApiError: as `refresh`.
@@ -206,7 +206,7 @@ class KeyFile:
             return self.refresh(kind) if token == expired else token
 
     def refresh(self, kind: TokenType) -> str:
-        """Asks the server for a new token, and reads it; the old one is then invalid.
+        """Asks the server for a new access token, and reads it; the old one is then invalid.
 
         Raises:
             ApiError: the server refused the API key, or does not answer.
@@ -233,7 +233,7 @@ class KeyFile:
             ) from error
 
     def _keys(self) -> Any:
-        """What the key file holds. The server writes the file in place, so for a moment it is not whole."""
+        """Reads the key file. The server writes the file in place, so for a moment it is incomplete."""
         deadline = time.monotonic() + 2
         while True:
             try:
@@ -245,7 +245,7 @@ class KeyFile:
 
 
 class _AccessToken(AuthBase):
-    """An access token as requests' own kind of authentication, which .netrc never replaces."""
+    """An access token, in requests' own form of authentication, which .netrc never replaces."""
 
     def __init__(self, token: object) -> None:
         if not (
@@ -265,21 +265,21 @@ class _Session(requests.Session):
     """A session that keeps the access token on a redirect to the same host, and drops it on any other."""
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        # requests would now look into .netrc, and send what stands there in place of the token.
+        # requests would now look into .netrc, and send its entry in place of the access token.
         strip: bool = self.should_strip_auth(response.request.url, prepared_request.url)  # type: ignore[no-untyped-call]
         if strip:
             prepared_request.headers.pop("Authorization", None)
 
 
 def _new_session(address: str) -> requests.Session:
-    """A session; on loopback, one that no proxy and no .netrc of the environment has a part in."""
+    """Returns a session; on loopback, it ignores the environment's proxies and .netrc."""
     session = _Session()
     session.trust_env = not _is_loopback(address)
     return session
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether an address is this machine's own.
+    """Returns whether an address is this machine's own.
 
     >>> [_is_loopback(f"http://{host}:80") for host in ("127.0.0.1", "localhost", "[::1]", "10.0.0.1")]
     [True, True, True, False]
@@ -298,14 +298,14 @@ class _Client:
     """One session to one address, with its access token. A client is a context manager.
 
     Args:
-        address: as "http://127.0.0.1:8080". The environment's proxies are used, but not for this machine.
-        token: an access token; or the server's KeyFile, and expired tokens renew themselves; or None for
-            a server with authorization off.
+        address: as "http://127.0.0.1:8080". The environment's proxies are used, except for this machine.
+        token: an access token; or the server's KeyFile, which renews expired tokens; or None for a server
+            with authorization off.
         timeout: seconds to connect, seconds to wait for an answer.
         verify: for an https address, the file of the certificates to trust; True for the system's.
 
     Raises:
-        ApiError: the address is none, a timeout no number of seconds, or the token can't be one.
+        ApiError: the address is no server's URL, a timeout no number of seconds, or the token can't be one.
     """
 
     _token_type: TokenType = "inference"
@@ -328,7 +328,7 @@ class _Client:
     def _request(
         self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any
     ) -> requests.Response:
-        """One call; where the access token turns out to be expired, the call is made again with a new one."""
+        """Makes one call; if the access token has expired, makes the call again with a new one."""
         connect, answer = self._timeout
         kwargs["timeout"] = (connect, answer if timeout is None else _check_seconds(timeout))
         kwargs["verify"] = self._verify
@@ -367,7 +367,7 @@ class _Client:
 
 
 class InferenceClient(_Client):
-    """Predictions, and whether the server is up.
+    """Requests predictions, and checks whether the server is up.
 
     >>> with InferenceClient("http://127.0.0.1:1") as client:
     ...     client.ping()
@@ -376,13 +376,13 @@ class InferenceClient(_Client):
     """
 
     def ping(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """{"status": "Healthy"} as soon as the server is up, which is before its models are.
+        """Returns {"status": "Healthy"} as soon as the server is up, which is before its models are ready.
 
         Args:
             timeout: seconds to wait for the answer; None for the client's.
 
         Raises:
-            ApiError: nothing answers, or something that is not TorchServe.
+            ApiError: nothing answers, or what answers is not TorchServe.
         """
         answer: dict[str, Any] = _json(self._request("GET", "/ping", timeout=timeout))
         return answer
@@ -401,29 +401,29 @@ class InferenceClient(_Client):
         """Sends one request to a model.
 
         A worker, a replica or a host can be lost while it works on a request. A prediction changes
-        nothing, so it may be sent again: `retries` times, after pauses that double from 0.1 s to 10 s, each
-        shortened by up to a half by chance, so that clients that were refused together don't come back
-        together (`pauses`). A request is sent again after what may pass (no answer, a worker that died or
-        was killed, 500, 502, 504, and a 503 for want of a worker), not after what a handler makes of its
-        request (4xx, a 503 "Prediction failed").
+        nothing, so it may be sent again, up to `retries` times. The pauses between attempts (see `pauses`)
+        double from 0.1 s to 10 s; each is shortened at random by up to a half, so that clients that were
+        refused together don't return together. A request is sent again after an error that may pass (no
+        answer, a worker that died or was killed, 500, 502, 504, and a 503 because no worker is there), not
+        after an error of the handler (4xx, a 503 "Prediction failed").
 
         Args:
             model: the name it is registered as.
-            data: bytes (or a file opened with "rb") go as they are, a str as text/plain, anything else as
-                JSON; beside `files`, a dict of form fields.
+            data: bytes (or a file opened with "rb") are sent unchanged, a str as text/plain, anything else
+                as JSON; beside `files`, a dict of form fields.
             files: multipart parts by name, as `requests` takes them: {"data": open("cat.png", "rb")}.
-            headers: more headers, such as {"X-Request-Id": "7"}; a Content-Type wins over the one of data.
+            headers: more headers, such as {"X-Request-Id": "7"}; a Content-Type wins over that of `data`.
             version: a version; None for the model's default one.
-            timeout: seconds to wait for the answer; for each one, if there are retries.
-            retries: how often to send again. If this very request kills the worker, each retry costs
+            timeout: seconds to wait for the answer; with retries, for each answer.
+            retries: how often to send again. If this request itself kills the worker, each retry kills
                 another worker.
 
         Returns:
-            The answer's JSON; its text where it is not JSON; its bytes where it is neither, as a picture
-            (see `decode`).
+            The answer's JSON; its text if it is not JSON; its bytes if it is neither, as a picture (see
+            `decode`).
 
         Raises:
-            ApiError: an argument can't be sent, the answer is not a 2xx, or none came.
+            ApiError: an argument can't be sent, the answer is not a 2xx, or no answer came.
 
         >>> InferenceClient("http://127.0.0.1:1").predict("my_model", "a", headers={"Authorization": "x"})
         Traceback (most recent call last):
@@ -444,7 +444,7 @@ class InferenceClient(_Client):
         timeout: float | None = None,
         retries: int = 0,
     ) -> Answer:
-        """Sends one request to a model, and gives the answer with its status, headers and bytes.
+        """Sends one request to a model, and returns the answer with its status, headers and bytes.
 
         Args:
             model, data, files, headers, version, timeout, retries: as for `predict`.
@@ -453,7 +453,7 @@ class InferenceClient(_Client):
             The answer; its `value` is what `predict` returns.
 
         Raises:
-            ApiError: an argument can't be sent, the answer is not a 2xx, or none came.
+            ApiError: an argument can't be sent, the answer is not a 2xx, or no answer came.
 
         >>> InferenceClient("http://127.0.0.1:1").predict_raw("my_model", {1, 2})
         Traceback (most recent call last):
@@ -482,13 +482,13 @@ class InferenceClient(_Client):
         Args:
             model, data, files, headers, version: as for `predict`.
             timeout: seconds to wait for the beginning, and then for each part.
-            retries: as for `predict`; what has begun is not sent again.
+            retries: as for `predict`; after the answer has begun, the request is not sent again.
             lines: yield whole lines, without their ends, for a handler that sends JSON lines. A part is
                 what the handler sent at once, but a proxy may cut or join parts.
 
         Raises:
-            ApiError: an argument can't be sent, the answer is not a 2xx, none came, or the answer broke
-                off; what came before was yielded.
+            ApiError: an argument can't be sent, the answer is not a 2xx, no answer came, or the answer broke
+                off; the parts before that were yielded.
 
         >>> list(InferenceClient("http://127.0.0.1:1").predict_stream("my_model", "once upon"))
         Traceback (most recent call last):
@@ -533,8 +533,8 @@ class InferenceClient(_Client):
 class ManagementClient(_Client):
     """Registers, describes, scales and removes models while the server runs.
 
-    Every call raises ApiError where the server refuses it, or does not answer; and, before anything is
-    sent, for a name, version or number that TorchServe would take for another one.
+    Every call raises ApiError if the server refuses the call, or does not answer. It also raises ApiError,
+    before anything is sent, for a name, version or number that TorchServe would take for another one.
 
     >>> ManagementClient("http://127.0.0.1:1").scale("my_model", min_worker=-1)
     Traceback (most recent call last):
@@ -544,7 +544,7 @@ class ManagementClient(_Client):
     _token_type: TokenType = "management"
 
     def list_models(self) -> list[ModelEntry]:
-        """All registered models, in the order of their names; the server's pages are put together."""
+        """Returns all registered models in the order of their names, from all pages of the server's list."""
         models: list[ModelEntry] = []
         page = self.list_page()
         while True:
@@ -554,11 +554,11 @@ class ManagementClient(_Client):
             page = self.list_page(next_page_token=page["nextPageToken"])
 
     def list_page(self, limit: int = _PAGE, next_page_token: int | str = 0) -> ModelPage:
-        """One page of the list.
+        """Returns one page of the list.
 
         Args:
             limit: how many models to list, 1 to 100.
-            next_page_token: where to go on: the nextPageToken of the page before.
+            next_page_token: where to continue: the nextPageToken of the page before.
         """
         if isinstance(next_page_token, str) and next_page_token.isdecimal():
             next_page_token = int(next_page_token)
@@ -572,14 +572,14 @@ class ManagementClient(_Client):
     def describe(
         self, model: str, version: str | None = None, *, customized: bool = False
     ) -> ModelDescription:
-        """One version of a model (None: its default one), with its workers.
+        """Describes one version of a model (None: its default one), with its workers.
 
         Args:
             model: the name it is registered as.
-            version: a version; None for the default one. ("all" is TorchServe's word for every
-                version: `describe_all`.)
-            customized: ask a worker too, and get what the handler's `describe_handle` says as
-                customizedMetadata. The question waits in the queue with the predictions.
+            version: a version; None for the default one. ("all" means every version to
+                TorchServe: use `describe_all`.)
+            customized: ask a worker too, and return what the handler's `describe_handle` returns as
+                customizedMetadata. This request waits in the queue with the predictions.
         """
         if version == "all":
             raise _invalid_argument("version", version, "Ask describe_all for every version.")
@@ -589,7 +589,7 @@ class ManagementClient(_Client):
         return answer[0]
 
     def describe_all(self, model: str) -> list[ModelDescription]:
-        """Every version of a model."""
+        """Describes every version of a model."""
         answer: list[ModelDescription] = _json(self._request("GET", f"{_model_path(model)}/all"), 0)
         return answer
 
@@ -611,13 +611,14 @@ class ManagementClient(_Client):
     ) -> Status:
         """Registers an archive of the server's model store (or a URL that the server may load).
 
-        The first version of a name becomes its default one; later ones wait for `set_default`. Where
-        the archive has a model-config.yaml, its minWorkers wins over `initial_workers`, and its
-        timeouts over these; batch_size and max_batch_delay win over the archive's.
+        The first version of a name becomes its default one; later ones wait for `set_default`. If the
+        archive has a model-config.yaml, its minWorkers wins over `initial_workers`, and its timeouts win over
+        `response_timeout` and `startup_timeout`; but `batch_size` and `max_batch_delay` win over the
+        archive's settings.
 
         Args:
-            archive: its file name in the model store; of a path, the last part is taken. The
-                absolute path of a folder (archive_format="no-archive") may lie anywhere.
+            archive: its file name in the model store; only the last part of a path is used. A folder
+                (archive_format="no-archive") may lie anywhere: give its absolute path.
             model: the name to serve it as; None for the archive's own.
             initial_workers: how many workers to start; 0 registers without loading.
             batch_size: how many requests go to the handler at once.
@@ -625,14 +626,14 @@ class ManagementClient(_Client):
             response_timeout: seconds after which a worker counts as hung.
             startup_timeout: seconds that a worker has to load the model.
             handler: "module:function", in place of the archive's handler.
-            runtime: in place of the archive's.
-            s3_sse_kms: the URL is of an S3 object encrypted with a KMS key.
+            runtime: the runtime, in place of the archive's.
+            s3_sse_kms: the URL names an S3 object that is encrypted with a KMS key.
             wait: return when the workers are READY.
             timeout: seconds to wait.
 
         Raises:
-            ApiError: 405 where the server was not started with model_api=True, 404 where the store
-                has no such archive, 409 where that version is there already.
+            ApiError: 405 if the server was not started with model_api=True, 404 if the store has no such
+                archive, 409 if that version is registered already.
         """
         path = Path(archive) if isinstance(archive, str | Path) else Path()
         as_it_is = "://" in str(archive) or (path.is_absolute() and path.is_dir())
@@ -683,7 +684,7 @@ class ManagementClient(_Client):
             max_worker: stop workers down to this many; None for min_worker.
             version: a version; None for the default one.
             wait: return when `min_worker` workers are READY and no more than `max_worker` are left.
-                (TorchServe's own synchronous=true does not look whether they are READY.)
+                (TorchServe's own synchronous=true does not check whether they are READY.)
             timeout: seconds to wait.
 
         Raises:
@@ -708,7 +709,7 @@ class ManagementClient(_Client):
         return status
 
     def set_default(self, model: str, version: str) -> Status:
-        """Makes a version the one that /predictions/<model> answers with."""
+        """Makes a version the default one, which answers at /predictions/<model>."""
         path = f"{_model_path(model)}/{quote_path('version', version)}/set-default"
         status: Status = _json(self._request("PUT", path), "status")
         return status
@@ -717,7 +718,7 @@ class ManagementClient(_Client):
         """Removes a version (None: the default one) and stops its workers.
 
         Raises:
-            ApiError: 404 where it is not there, 403 where it is the default among several, 405 where
+            ApiError: 404 if the version is not there, 403 if it is the default among several, 405 if
                 model_api is off.
         """
         status: Status = _json(self._request("DELETE", _model_path(model, version)), "status")
@@ -725,7 +726,7 @@ class ManagementClient(_Client):
 
 
 class MetricsClient(_Client):
-    """The metrics address, which answers in Prometheus' text format.
+    """Reads the metrics address, which answers in Prometheus' text format.
 
     >>> MetricsClient("http://127.0.0.1:1").samples("ts_")
     Traceback (most recent call last):
@@ -733,10 +734,10 @@ class MetricsClient(_Client):
     """
 
     def samples(self, name: str | None = None) -> list[Sample]:
-        """All samples, or those whose name starts with `name`.
+        """Returns all samples, or those whose name starts with `name`.
 
         Raises:
-            ApiError: nothing answers, or not with metrics; or `name` is no text. (TorchServe asks for
+            ApiError: nothing answers, the answer is not metrics, or `name` is no text. (TorchServe asks for
                 no access token here.)
         """
         from prometheus_client.parser import text_string_to_metric_families  # half of a client's import time
@@ -748,7 +749,7 @@ class MetricsClient(_Client):
             families = list(text_string_to_metric_families(response.text))
         except (ValueError, KeyError, IndexError) as error:
             raise _not_torchserve(response) from error
-        # The parser adds _total to counters; TorchServe, and so Prometheus, names some of them without.
+        # The parser adds _total to counters; in TorchServe, and so in Prometheus, some names lack it.
         names = {re.split(r"[{\s]", line, maxsplit=1)[0] for line in response.text.splitlines()}
         return [
             Sample(exposed, dict(sample.labels), sample.value)
@@ -759,7 +760,7 @@ class MetricsClient(_Client):
         ]
 
     def scrape(self, name: str | None = None) -> pd.DataFrame:
-        """The samples as a table, one row each.
+        """Returns the samples as a table, one row for each.
 
         Args:
             name: the beginning of a metric's name; None for all.
@@ -769,7 +770,7 @@ class MetricsClient(_Client):
 
         Raises:
             ApiError: as for `samples`.
-            PackageMissing: pandas is not installed, which the extra "load" brings.
+            PackageMissing: pandas, which the extra "load" installs, is missing.
         """
         with extra("load", "MetricsClient.scrape"):
             import pandas as pd
@@ -777,14 +778,14 @@ class MetricsClient(_Client):
 
 
 def decode(content: bytes, content_type: str | None) -> Any:
-    """An answer's body as a Python value.
+    """Decodes an answer's body to a Python value.
 
-    TorchServe sends a content type only where the handler set one. So the content type decides where there
-    is one, and the bytes decide where there is none ("application/octet-stream" says no more than none).
+    TorchServe sends a content type only if the handler set one. If there is a content type, it decides; if
+    there is none, the bytes decide ("application/octet-stream" counts as none).
 
     Returns:
-        What the JSON says; a str where the body is not JSON, or the content type is text or XML; the bytes
-        where the body is no text, or the content type is another one, as image/png.
+        The value of the JSON; a str if the body is not JSON, or the content type is text or XML; the bytes
+        if the body is no text, or the content type is another one, as image/png.
 
     >>> decode(b'["Positive"]', None), decode(b'["Positive"]', "text/plain"), decode(b"\\x89PNG", None)
     (['Positive'], '["Positive"]', b'\\x89PNG')
@@ -809,7 +810,7 @@ def decode(content: bytes, content_type: str | None) -> Any:
 
 
 def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
-    """A request's body from what `predict` takes.
+    """Makes a request's body from the arguments of `predict`.
 
     Args:
         data: bytes, a file, a str, or what JSON can hold; beside `files`, a dict of form fields.
@@ -832,14 +833,14 @@ def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
             return Body(data.encode(), "text/plain; charset=utf-8")
         if data is not None:
             return Body(json.dumps(data).encode(), "application/json")
-    except (TypeError, ValueError, RecursionError):  # ValueError: half of a surrogate pair, a circle
+    except (TypeError, ValueError, RecursionError):  # ValueError: half of a surrogate pair, a cycle
         pass
     advice = 'Give bytes, a text, or what JSON can hold (of an array, .tolist()); b"" sends an empty body.'
     raise _invalid_argument("data", data, advice)
 
 
 def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
-    """Read and encoded once, so that a second attempt sends the same."""
+    """Reads and encodes the files once, so that a second attempt sends the same."""
     if data is not None and not isinstance(data, Mapping):
         raise _invalid_argument("data", data, "Beside files, give a dict of form fields.")
     try:
@@ -854,14 +855,14 @@ def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
 
 
 def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
-    """How long to wait before each retry: exponential backoff with jitter.
+    """Yields how long to wait before each retry: exponential backoff with jitter.
 
     Args:
-        retries: how many.
-        chance: for a test, one with a seed.
+        retries: how many retries.
+        chance: the random numbers; a test gives them a seed.
 
     Yields:
-        seconds: half to all of 0.1, 0.2, 0.4, …, at most 10.
+        seconds: a random part, from half to all, of 0.1, 0.2, 0.4, …, at most 10.
 
     >>> [round(pause, 2) for pause in pauses(4, random.Random(1))]
     [0.06, 0.18, 0.35, 0.5]
@@ -871,7 +872,7 @@ def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
 
 
 def is_retryable(error: ApiError) -> bool:
-    """Whether the same prediction, sent again, may be answered.
+    """Returns whether the same prediction, sent again, may be answered.
 
     >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
     True
@@ -885,11 +886,11 @@ def is_retryable(error: ApiError) -> bool:
 
 
 def _json(response: requests.Response, key: str | int | None = None) -> Any:
-    """The answer's JSON; whatever else answers on that port (a proxy, another program) is an ApiError.
+    """Returns the answer's JSON; raises ApiError if a proxy or another program answers on that port.
 
     Args:
         response: the answer.
-        key: what TorchServe's answer has: a dict's key, or 0 for a list that is not empty.
+        key: what TorchServe's answer must have: a dict's key, or 0 for a list that is not empty.
     """
     try:
         answer = response.json()
@@ -910,7 +911,7 @@ def _model_path(model: str, version: str | None = None, of: str = "models") -> s
 
 
 def quote_path(what: str, value: str) -> str:
-    """A name or version, quoted as one part of a URL's path.
+    """Quotes a name or version as one part of a URL's path.
 
     An empty name or ".." would change the endpoint. TorchServe registers "a/b", and can then neither
     describe nor remove it.
@@ -927,7 +928,7 @@ def quote_path(what: str, value: str) -> str:
 
 
 def check_int(what: str, value: object, minimum: int, maximum: int = _MAXIMUM) -> int:
-    """The value, where it is a whole number in this range.
+    """Returns the value if it is a whole number in this range; else raises ApiError.
 
     >>> check_int("limit", 0, 1, 100)
     Traceback (most recent call last):
@@ -939,7 +940,7 @@ def check_int(what: str, value: object, minimum: int, maximum: int = _MAXIMUM) -
 
 
 def check_url(url: str, what: str = "address") -> str:
-    """The URL, where it is one of a server.
+    """Returns the URL if it is a server's; else raises ApiError.
 
     >>> check_url("127.0.0.1:8080")
     Traceback (most recent call last):
@@ -956,7 +957,7 @@ def check_url(url: str, what: str = "address") -> str:
 
 
 def _check_address(address: str) -> str:
-    """The address without a slash at its end. A path before the endpoints is a gateway's or Ray's."""
+    """Returns the address without a slash at its end. It may have a path: a gateway's, or Ray's."""
     parts = urlsplit(check_url(address))
     if endpoint := next((name for name in _ENDPOINTS if name in parts.path.split("/")), None):
         raise _invalid_argument("address", address, f"Leave /{endpoint} out: the client adds it.")
@@ -984,7 +985,7 @@ def _check_seconds(timeout: float) -> float:
 
 
 def _check_headers(headers: Mapping[str, str] | None, content_type: str | None) -> Mapping[str, str]:
-    """The headers to send: the caller's win over the content type of the data."""
+    """Returns the headers to send: the caller's win over the content type of the data."""
     checked = CaseInsensitiveDict({"Content-Type": content_type} if content_type else {})
     try:
         given = dict(headers or {})
@@ -1005,27 +1006,27 @@ def _invalid_argument(what: str, value: object, advice: str) -> ApiError:
 
 
 def _send(session: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
-    """One HTTP call; anything but a 2xx, and no answer at all, is an ApiError."""
+    """Makes one HTTP call; raises ApiError for an answer other than a 2xx, and for no answer."""
     try:
         response = session.request(method, url, **kwargs)
         if response.ok:
             return response
         raise error_answer(response.status_code, response.content, response.reason)
-    except (OSError, ValueError) as error:  # OSError: a RequestException, or no file of certificates
+    except (OSError, ValueError) as error:  # OSError: a RequestException, or a missing certificate file
         raise _no_answer(error, url, kwargs["timeout"][1]) from error
 
 
 def _parts(response: requests.Response, lines: bool, timeout: float) -> Iterator[bytes]:
-    with response:  # also where the caller leaves early
+    with response:  # closes it even if the caller leaves early
         try:
-            # chunk_size=None: each chunk as it comes, however short
+            # chunk_size=None: each chunk as it arrives, however short
             yield from response.iter_lines(None) if lines else response.iter_content(None)
         except OSError as error:
             raise _no_answer(error, response.url, timeout) from error
 
 
 def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
-    """The error in an answer that is not a 2xx: TorchServe's JSON, or whatever else came.
+    """Returns the error in an answer that is not a 2xx, from TorchServe's JSON or any other body.
 
     >>> error_answer(404, b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: m"}')
     ApiError('404 ModelNotFoundException: Model not found: m. Is the name right, ...')
@@ -1038,7 +1039,7 @@ def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
 
 
 def _no_answer(error: OSError | ValueError, url: str, timeout: float) -> ApiError:
-    # While requests reads a body, its ConnectionError is a timeout too.
+    # While requests reads a body, it raises a timeout as a ConnectionError.
     if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
         return ApiError(0, "Timeout", f"No answer from {url} within {timeout:g} s.")
     if isinstance(error, requests.exceptions.SSLError):

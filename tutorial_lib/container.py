@@ -1,4 +1,4 @@
-"""Builds an image that serves a model, and runs it, with podman or docker: whichever is there."""
+"""Builds an image that serves a model, and runs the image, with podman or docker, whichever works."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from tutorial_lib.model_server import ADDRESSES, ModelServer
 from tutorial_lib.processes import owner_lives, owner_name, reap_orphans
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
-LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # what deploy/image/base-image.sh makes with no registry
+LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # deploy/image/base-image.sh makes it, with no registry
 
-_PORTS = dict(zip(ADDRESSES, (8080, 8081, 8082), strict=True))  # inside
+_PORTS = dict(zip(ADDRESSES, (8080, 8081, 8082), strict=True))  # inside the container
 _LOOPBACK = "127.0.0.1"
-_HOST, _OWNER = "torchserve-course.host", "torchserve-course.owner"  # labels: whose a container is
+_HOST, _OWNER = "torchserve-course.host", "torchserve-course.owner"  # labels: a container's host and owner
 _ASK_TIMEOUT = 60.0  # seconds for commands that should answer at once
-_STAGED_ARCHIVE = "model_store/model.mar"  # in the folder that a build sees
+_STAGED_ARCHIVE = "model_store/model.mar"  # in the build context
 _logger = logging.getLogger(__name__)
 
 
@@ -63,10 +63,11 @@ class Engine:
     name: str
 
     def run(self, *arguments: str, timeout: float | None = _ASK_TIMEOUT, cwd: Path | None = None) -> str:
-        """Runs one command, in the folder `cwd`, and returns what it printed.
+        """Runs one command, in the folder `cwd`, and returns its output.
 
         Raises:
-            EngineError: it failed, or took longer than `timeout` seconds; the message has its output.
+            EngineError: the command failed, or took longer than `timeout` seconds. The message has its
+                output.
         """
         try:
             done = subprocess.run(
@@ -90,7 +91,7 @@ class Engine:
         """Runs one command, prints its lines as they come, and returns them.
 
         Raises:
-            EngineError: it failed; its lines are there already, so the error has the last ones.
+            EngineError: the command failed. Its lines are printed already, so the error has only the last.
         """
         lines: list[str] = []
         with subprocess.Popen(
@@ -114,14 +115,14 @@ class Engine:
         return "".join(lines)
 
     def _error(self, verb: str, output: str) -> EngineError:
-        """The error of a failed command; a full disk can meet any command."""
+        """Returns the error of a failed command, with advice on a full disk, which any command can meet."""
         output = _last_lines(output)
         if "no space left on device" in output.lower():
             output += f"\nThe disk is full: `{self.name} system prune` removes what no image needs any more."
         return EngineError(f"{self.name} {verb}", output)
 
     def has_image(self, name: str) -> bool:
-        """Whether an image of that name is on this machine."""
+        """Returns whether an image of that name is on this machine."""
         try:
             self.run("image", "inspect", name)
         except EngineError:
@@ -130,11 +131,13 @@ class Engine:
 
 
 def find_engine() -> Engine:
-    """The first of podman and docker that works; CONTAINER_ENGINE (a name or a path) is the only one if set.
+    """Returns the first of podman and docker that works.
+
+    If CONTAINER_ENGINE (a name or a path) is set, only that program is tried.
 
     Raises:
-        EngineNotFound: none is there, or none works. The message says which were tried, what they printed,
-            and what to do.
+        EngineNotFound: no engine is installed, or none works. The message says which were tried, what they
+            printed, and what to do.
 
     >>> from unittest.mock import patch
     >>> with patch.dict(os.environ, {"CONTAINER_ENGINE": "no_such_engine"}):
@@ -150,7 +153,7 @@ def find_engine() -> Engine:
             continue
         engine = Engine(program, "docker" if "docker" in Path(name).name else "podman")
         try:
-            engine.run("ps", "--quiet")  # unlike `version`, it asks the daemon; unlike `info`, in one line
+            engine.run("ps", "--quiet")  # asks the daemon, unlike `version`; fails in one line, unlike `info`
             return engine
         except EngineError as error:
             last = error.output.splitlines()[-1].rstrip(".")
@@ -174,7 +177,7 @@ class Image:
 
     Attributes:
         name: as "localhost/my_model:1.0".
-        engine: what built it, and runs it; None for `find_engine()`'s.
+        engine: the engine that built the image and runs it; None for `find_engine()`'s.
 
     >>> Image("localhost/my_model:1.0", Engine("/usr/bin/podman", "podman")).name
     'localhost/my_model:1.0'
@@ -194,27 +197,27 @@ class Image:
         build_args: Mapping[str, str] | None = None,
         engine: Engine | None = None,
     ) -> Image:
-        """Builds the course's deploy/image/Dockerfile around an archive, and prints the build's lines.
+        """Builds an archive's image from the course's deploy/image/Dockerfile, and prints the build's lines.
 
         This machine's pip settings (index, certificates, a folder of wheels) go into the build as secrets:
-        they are there while it runs, and not in the image.
+        the build can use them, and they are not in the image.
 
         Args:
             name: the image's name and tag.
             archive: the .mar to serve; it may lie anywhere.
             model: the name to serve it as.
-            base: the base image; None for the one that deploy/image/base-image.sh made, else Debian's.
+            base: the base image; None for the one that deploy/image/base-image.sh made, or else Debian's.
             build_args: more of the Dockerfile's arguments, such as TORCH_INDEX.
-            engine: what builds it; None for `find_engine()`'s.
+            engine: the engine that builds it; None for `find_engine()`'s.
 
         Returns:
             the image, on this machine.
 
         Raises:
             ArchiveError: there is no such archive, or it is broken.
-            EngineNotFound: no engine, or none that works.
-            ImageError: the archive is not a .mar, the base image can't be had, the disk is full, or a step
-                failed.
+            EngineNotFound: no engine is installed, or none works.
+            ImageError: the archive is not a .mar, the base image can't be fetched, the disk is full, or a
+                step failed.
         """
         read_manifest(archive)
         if not Path(archive).is_file() or not str(archive).endswith(".mar"):
@@ -233,7 +236,7 @@ class Image:
         }
         command = ["build", "--tag", name]
         if engine.name == "podman":
-            command += ["--format=docker", "--network=host"]  # its own format knows no HEALTHCHECK
+            command += ["--format=docker", "--network=host"]  # podman's own format has no HEALTHCHECK
         _logger.info("building the image %s around %s", name, archive)
         with _pip_options(arguments) as options, _build_context(Path(archive)) as context:
             command += options
@@ -248,7 +251,7 @@ class Image:
         return cls(name, engine)
 
     def layers(self) -> list[Layer]:
-        """The layers that add something, from the base up."""
+        """Returns the layers that add bytes, from the base up."""
         listed = self.engine.run("history", "--no-trunc", "--format", "{{.Size}}\t{{.CreatedBy}}", self.name)
         rows = [line.partition("\t") for line in listed.splitlines()]
         layers = [Layer(_megabytes(size), _instruction(made_by)) for size, _, made_by in rows]
@@ -256,11 +259,11 @@ class Image:
 
     @property
     def megabytes(self) -> float:
-        """Its size on disk in MB (10⁶ bytes)."""
+        """The image's size on disk in MB (10⁶ bytes)."""
         return int(self.engine.run("image", "inspect", "--format", "{{.Size}}", self.name)) / 1e6
 
     def push(self, target: str, *, tls_verify: bool = True) -> Image:
-        """Gives it another name, "registry/name:tag", and pushes it there."""
+        """Tags the image with another name, "registry/name:tag", and pushes it to that registry."""
         self.engine.run("tag", self.name, target)
         self._transfer("push", target, tls_verify)
         return Image(target, self.engine)
@@ -271,11 +274,11 @@ class Image:
         return self
 
     def remove(self) -> None:
-        """Takes the name away, and the image with it where it was the last one."""
+        """Removes the name, and the image too if this was its last name."""
         self.engine.run("rmi", self.name)
 
     def _transfer(self, verb: str, target: str, tls_verify: bool) -> None:
-        # docker takes plain HTTP on loopback by itself, and no such flag
+        # docker has no such flag: it accepts plain HTTP on loopback by itself
         flag = [f"--tls-verify={str(tls_verify).lower()}"] if self.engine.name == "podman" else []
         try:
             self.engine.run(verb, *flag, target, timeout=None)
@@ -287,7 +290,7 @@ class Image:
 
 
 class Health(NamedTuple):
-    """Whether a container has a READY worker, and the image's health check's own line on it.
+    """Whether a container has a READY worker, and the line that the image's health check printed.
 
     >>> Health(True, "1 of 1 workers of my_model are READY.").ok
     True
@@ -298,31 +301,31 @@ class Health(NamedTuple):
 
 
 class Container(ModelServer):
-    """A running container of an image, ready inside `with` and gone after it.
+    """A running container of an image, ready inside a `with` block and removed after it.
 
-    If its owner is killed, the next container to start removes what was left.
+    If the owner process is killed, the next `Container` to start removes what was left behind.
 
-    Its ports are published on loopback only, its root file system is read-only, and a prediction needs
-    an access token, which is generated here and mounted into it. "Ready" means that the model has a READY
-    worker.
+    The container's ports are published on loopback only, its root file system is read-only, and a prediction
+    needs an access token, which is generated here and mounted into the container. "Ready" means that the
+    model has a READY worker.
 
     Args:
-        image: what to run; a str is the name of one.
-        name: the container's name; None for a new one.
-        ports: host ports by name ("inference", "management", "metrics"); those not given are free ones.
-        token_auth: ask for access tokens; False is for those with a gateway of their own before it.
-        memory: its memory limit, as the engine takes it: "2g".
-        options: more options of the engine's `run`.
+        image: the image to run, or its name (a str).
+        name: the container's name; None for a new name.
+        ports: host ports by name ("inference", "management", "metrics"); the others are free ports.
+        token_auth: ask for access tokens; False is for a container behind your own gateway.
+        memory: the memory limit, as the engine takes it: "2g".
+        options: more options for the engine's `run`.
         startup_timeout: the one deadline for the whole start, in seconds.
 
     Raises:
-        EngineNotFound: no engine, or none that works.
+        EngineNotFound: no engine is installed, or none works.
         ImageError: there is no such image.
         PortInUse: a port that was asked for is taken.
-        ContainerExited: it ended while it started.
-        OutOfMemory: its memory limit is too small.
+        ContainerExited: the container ended while it started.
+        OutOfMemory: the memory limit is too small.
         WorkerFailed: a worker died while it loaded the model.
-        StartTimeout: it did not get ready.
+        StartTimeout: the container was not ready in time.
 
     >>> image = Image("localhost/my_model:1.0", Engine("/usr/bin/podman", "podman"))
     >>> Container(image, name="mine", memory="2g").command()[:5]
@@ -365,20 +368,20 @@ class Container(ModelServer):
             )
 
     def stop(self, grace: float = 30) -> float:
-        """Asks it to end, which lets requests in flight finish; after `grace` seconds it is killed.
+        """Stops the container: requests in flight can finish; after `grace` seconds it is killed.
 
         Returns:
-            the seconds that it took.
+            the seconds that stopping took.
         """
         started = time.monotonic()
         self.engine.run("stop", "--time", str(int(grace)), self.name, timeout=grace + _ASK_TIMEOUT)
         return time.monotonic() - started
 
     def restart(self) -> None:
-        """Stops it and starts it again, with the same name and tokens; waits until it is ready.
+        """Stops and starts the container, with the same name and access tokens, and waits until it is ready.
 
-        docker chooses new ports in place of those that were not asked for: the addresses and clients of
-        this object are right again after a restart, copies of them need not be.
+        docker chooses new ports in place of those that were not asked for. This object's addresses and
+        clients are updated at a restart; copies of them may be out of date.
         """
         deadline = time.monotonic() + self._startup_timeout
         self.stop()
@@ -387,7 +390,7 @@ class Container(ModelServer):
         self._wait_until_ready(deadline)
 
     def remove(self) -> None:
-        """Ends it, and removes it with its tokens. `log_tail` keeps the last lines."""
+        """Ends the container, and removes it with its access tokens. `log_tail` keeps the last lines."""
         self._close()
 
     def _end(self, folder: Path) -> None:
@@ -396,7 +399,7 @@ class Container(ModelServer):
         self.engine.run("rm", "--force", self.name)
 
     def command(self, keys: str = "keys") -> list[str]:
-        """The engine's command that runs it, with its arguments; `keys` is the folder with the keys."""
+        """Returns the engine's command that runs the container; `keys` is the folder of the access tokens."""
         publish = [
             f"--publish={_LOOPBACK}:{self._wanted_ports.get(name, '')}:{port}"
             for name, port in _PORTS.items()
@@ -419,20 +422,20 @@ class Container(ModelServer):
     def _reap_containers(self) -> None:
         """Removes the containers whose owners are dead (a killed kernel).
 
-        Two labels tell. The host's: other hosts (and containers) may use the same engine, and a process id
-        means another process there. And the owner's.
+        Two labels identify them. The host label is needed because other hosts (and containers) may use the
+        same engine, and a process id means another process there. The owner label names the process.
         """
         for name in self.engine.run(
             *("ps", "--all", "--filter", f"label={_HOST}={_host()}", "--format", "{{.Names}}")
         ).split():
-            with contextlib.suppress(EngineError):  # it was removed meanwhile
+            with contextlib.suppress(EngineError):  # the container was removed meanwhile
                 label = f'{{{{index .Config.Labels "{_OWNER}"}}}}'
                 if not owner_lives(self.engine.run("inspect", "--format", label, name)):
                     self.engine.run("rm", "--force", name)
 
     def _launch(self, folder: Path) -> None:
         try:
-            # in a folder of its own: podman's monitor leaves a file "oom" in it where memory ran out
+            # cwd is a folder of its own: podman's monitor writes a file "oom" there if memory ran out
             self.engine.run(
                 *("run", "--label", f"{_HOST}={_host()}", "--label", f"{_OWNER}={owner_name()}"),
                 *self.command(str(self._write_tokens(folder)))[2:],
@@ -447,7 +450,7 @@ class Container(ModelServer):
             raise
 
     def _write_tokens(self, folder: Path) -> Path:
-        """The user inside has to read the tokens; the folder around theirs is for its owner alone."""
+        """Writes access tokens that the user inside can read; only the owner can enter the outer folder."""
         keys = folder / "keys"
         keys.mkdir()
         keys.chmod(0o755)
@@ -458,7 +461,7 @@ class Container(ModelServer):
         return keys
 
     def _connect(self) -> None:
-        """The ports that the engine chose, and clients for them."""
+        """Reads the ports that the engine chose, and makes clients for them."""
         published = {name: self.engine.run("port", self.name, str(port)) for name, port in _PORTS.items()}
         self._addresses = {name: f"http://{line.splitlines()[0]}" for name, line in published.items()}
         self._connect_clients(self._tokens.get("inference"), self._tokens.get("management"))
@@ -478,7 +481,7 @@ class Container(ModelServer):
         return ""
 
     def _why_it_ended(self, state: Mapping[str, Any]) -> TutorialError:
-        """Where memory ran out, a worker or the server itself was killed: the cause is the same."""
+        """Returns the error; OutOfMemory if a worker or the server was killed because memory ran out."""
         log = self._recent_log(200)
         killed = re.search(r"The memory limit was hit: .*", log)
         if killed or state.get("OOMKilled"):
@@ -486,24 +489,24 @@ class Container(ModelServer):
         last_lines = "\n".join(log.splitlines()[-20:])
         return ContainerExited(state["ExitCode"], last_lines, _exit_hint(state))
 
-    # What a running container tells
+    # What a running container reports
 
     def state(self) -> dict[str, Any]:
-        """The engine's view: "Running", "ExitCode", "OOMKilled" and more."""
+        """Returns the state that the engine reports: "Running", "ExitCode", "OOMKilled" and more."""
         state: dict[str, Any] = json.loads(
             self.engine.run("inspect", "--format", "{{json .State}}", self.name)
         )
         return state
 
     def health(self) -> Health:
-        """Runs the image's own health check now: green when a worker is READY."""
+        """Runs the image's own health check now, which passes if a worker is READY."""
         try:
             return Health(True, self.exec("python", "/srv/serve/health.py"))
         except EngineError as error:
             return Health(False, error.output)
 
     def exec(self, *command: str) -> str:
-        """Runs a command in it, and returns what that printed.
+        """Runs a command in the container, and returns its output.
 
         Raises:
             EngineError: the command failed.
@@ -511,7 +514,7 @@ class Container(ModelServer):
         return self.engine.run("exec", self.name, *command)
 
     def logs(self, n: int = 20) -> str:
-        """Another name of `log_tail`, after the engine's command."""
+        """Returns the same as `log_tail`; the name is that of the engine's command."""
         return self.log_tail(n)
 
     def _recent_log(self, n: int) -> str:
@@ -522,7 +525,7 @@ class Container(ModelServer):
             done = subprocess.run(
                 [self.engine.program, "logs", "--tail", str(n), *window, self.name],
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,  # docker keeps the two apart
+                stderr=subprocess.STDOUT,  # docker keeps stdout and stderr apart
                 text=True,
                 errors="replace",
                 timeout=_ASK_TIMEOUT,
@@ -532,7 +535,7 @@ class Container(ModelServer):
         return "" if done.returncode else done.stdout.strip()
 
     def token(self, kind: TokenType) -> str:
-        """The access token of an address: "inference" (metrics too) or "management"."""
+        """Returns the access token of an address: "inference" (metrics too) or "management"."""
         try:
             return self._tokens[kind]
         except KeyError:
@@ -558,7 +561,7 @@ def _host() -> str:
 
 @contextlib.contextmanager
 def _build_context(archive: Path) -> Iterator[Path]:
-    """A folder with what a build needs, laid out as the course's own, so that one Dockerfile fits both."""
+    """Makes a folder with a build's files, laid out like the course's, so that one Dockerfile fits both."""
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
         shutil.copytree(course_file("deploy/image"), root / "deploy" / "image")
@@ -575,9 +578,10 @@ def _build_context(archive: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _pip_options(arguments: dict[str, str]) -> Iterator[list[str]]:
-    """Build options that hand in this machine's way to packages: pip's settings, certificates, wheels.
+    """Gives the build options that pass on this machine's pip settings, certificates and wheels.
 
-    A machine whose pip has sources of its own takes torch from them too, not from the Dockerfile's index.
+    If this machine's pip has its own package sources, torch comes from them too, not from the Dockerfile's
+    index.
     """
     settings = _pip_settings()
     options: list[str] = []
@@ -600,7 +604,7 @@ def _pip_options(arguments: dict[str, str]) -> Iterator[list[str]]:
 
 
 def _pip_settings() -> dict[str, str]:
-    """What `pip config list` says on where packages come from; the environment wins over files."""
+    """Returns pip's settings for package sources, by `pip config list`; the environment wins over files."""
     known = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert", "proxy", "default-timeout")
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=_ASK_TIMEOUT
@@ -611,7 +615,7 @@ def _pip_settings() -> dict[str, str]:
 
 
 def _last_lines(output: str) -> str:
-    """What an engine printed, without the log lines that podman adds where no systemd runs.
+    """Returns what an engine printed, without the log lines that podman adds if no systemd runs.
 
     >>> _last_lines('time="2026-01-01" level=error msg="unable to get systemd connection"\\nError: no space')
     'Error: no space'
@@ -622,7 +626,7 @@ def _last_lines(output: str) -> str:
 
 
 def _megabytes(size: str) -> float:
-    """A size as engines print it, in MB.
+    """Converts a size, as engines print it, to MB.
 
     >>> _megabytes("771 MB"), _megabytes("13.3kB"), _megabytes("1.2GB"), _megabytes("0 B")
     (771.0, 0.0133, 1200.0, 0.0)
@@ -632,7 +636,7 @@ def _megabytes(size: str) -> float:
 
 
 def _instruction(made_by: str) -> str:
-    """A history's line as it stands in the Dockerfile.
+    """Converts a line of an image's history to the form that it has in the Dockerfile.
 
     >>> _instruction('|1 A= /bin/sh -c --mount=type=secret,id=x pip install   torch')
     'RUN pip install torch'
@@ -645,7 +649,7 @@ def _instruction(made_by: str) -> str:
 
 
 def _engine_hint(name: str, output: str) -> str:
-    """What to do about an engine that is there and does not work.
+    """Returns what to do about an engine that is installed and does not work.
 
     >>> _engine_hint("docker", "permission denied while trying to connect to the Docker daemon socket")
     'Your user may not use it: join the group docker and log in again, or install podman, ...'
@@ -661,14 +665,14 @@ def _engine_hint(name: str, output: str) -> str:
 
 
 def _transfer_hint(name: str, output: str) -> str:
-    """What to ask where an image did not reach a registry, or did not come from it."""
+    """Returns what to check if an image could not be pushed to a registry, or pulled from it."""
     if "no space left" in output.lower():
         return ""  # the engine's error says what to do
     return f"Is its registry up, are you logged in there ({name} login), and does the name exist?"
 
 
 def _build_hint(output: str, base: str) -> str:
-    """What some well-known last lines of a build mean."""
+    """Returns what some well-known last lines of a build mean."""
     if "no space left on device" in output.lower():
         return ""  # the engine's error says what to do
     if re.search(
@@ -686,7 +690,7 @@ def _build_hint(output: str, base: str) -> str:
 
 
 def _exit_hint(state: Mapping[str, Any]) -> str:
-    """Why a container ended, where its state tells."""
+    """Returns why a container ended, if its state shows the reason."""
     if state.get("ExitCode") in (126, 127):
         return "Its start command can't be run: was the image built from deploy/image/Dockerfile?"
     return ""

@@ -1,14 +1,14 @@
-"""Finds the course's own handler, settings and Dockerfile, also where only the wheel is installed."""
+"""Finds the course's own handler, settings and Dockerfile, also if only the wheel is installed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
-# The wheel carries them beside this file (pyproject.toml lists them); in a checkout they lie one folder up.
+# The wheel has the files beside this one (pyproject.toml lists them); in a checkout they are one folder up.
 _ROOTS = (_PACKAGE / "course_files", _PACKAGE.parent)
 
-# Where Python imports from a zip file, nothing but modules can be found.
+# If Python imports this package from a zip file, only modules can be found there.
 IN_A_ZIP = (
     f"tutorial_lib was imported from {_PACKAGE.parent}, which is no folder, so its files can't be used. "
     "Install it with pip, or unpack it."
@@ -16,7 +16,7 @@ IN_A_ZIP = (
 
 
 def course_file(name: str) -> Path:
-    """The path of one of the course's files: a handler to start from, and what belongs around it.
+    """Returns the path of one of the course's files, such as the handler to start from.
 
     Args:
         name: "handler.py", "index_to_name.json", "model-config.yaml", "sample_input.json", "metrics.yaml",

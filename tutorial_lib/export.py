@@ -22,7 +22,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 # training logs) are not fetched.
 _CONFIG_FILES = ("*.json", "*.txt", "bpe.codes", "*.model")
 
-# Real texts for the round trip: emoji, a mention, a link, contractions, a word no vocabulary holds.
+# Real texts for the round trip: emoji, a mention, a link, contractions, a word in no vocabulary.
 PROBES = (
     "I love this phone, best purchase of the year! 😍",
     "@airline my flight is delayed AGAIN and nobody can't tell me why... http://example.com",
@@ -34,25 +34,26 @@ PROBES = (
 
 
 def export_model(model_id: str | Path, out: str | Path, *, revision: str | None = None) -> Path:
-    """Writes the model and its tokenizer into the folder `out`, and proves that they survived.
+    """Writes the model and its tokenizer into the folder `out`, and checks that saving did not change them.
 
-    The folder is what the article's exports look like (config.json, vocab.txt, bpe.codes, …), with
-    the weights as float32 in model.safetensors. It appears only when it is whole: it is written
-    beside `out`, loaded again, and must give the same token ids and the same logits on real texts.
+    The folder looks like an export of the article "Serving PyTorch Models Using TorchServe" (config.json,
+    vocab.txt, bpe.codes, …), with the weights as float32 in model.safetensors. It appears only when it is
+    complete: the export is written beside `out`, loaded again, and must give the same token ids and the same
+    logits on real texts.
 
     Args:
         model_id: "embedded" (the small model that comes with this package), a local folder, or a
             model on the Hugging Face hub, as "finiteautomata/bertweet-base-sentiment-analysis", or
             with its revision: "owner/name@revision".
         out: the folder to write. An earlier export there is replaced.
-        revision: for the hub, another way to say it: a commit, tag or branch. Pin a commit for the
-            same weights tomorrow.
+        revision: another way to name the revision on the hub: a commit, tag or branch. Give a commit to
+            get the same weights tomorrow.
 
     Returns:
         `out`, as a Path.
 
     Raises:
-        ExportError: the model can't be reached, is not complete, or did not survive; `out` is as
+        ExportError: the model can't be reached, is not complete, or was changed by saving; `out` stays as
             it was before.
 
     >>> import tempfile
@@ -67,7 +68,7 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
     _check_tokenizer(model, tokenizer, source)
     before = _answers(model, tokenizer)
 
-    # A volume in a container is a mount point, which no rename can replace: then its content is replaced.
+    # A container's volume is a mount point, which no rename can replace: its content is replaced instead.
     mounted = out.is_mount()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,11 +88,11 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """`save_pretrained` for both, with what it gets wrong put right.
+    """Calls `save_pretrained` for both, and fixes what it writes wrongly.
 
     With transformers 5, `BertweetTokenizer.save_pretrained` writes bpe.codes with two columns, and
     its own loader drops the last column of each line (the original files have a count there). The
-    reloaded tokenizer splits words differently, with no error. The original file fixes that.
+    reloaded tokenizer splits words differently, with no error. Copying the original file fixes that.
     """
     with _no_progress_bars():
         model.save_pretrained(folder)
@@ -100,7 +101,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     if original and Path(original).name == "bpe.codes":
         shutil.copyfile(original, folder / "bpe.codes")
     for file in folder.iterdir():
-        file.chmod(0o644)  # weights come out as 0600, which a container's other user can't read
+        file.chmod(0o644)  # weights are written as 0600, which a container's other user can't read
 
 
 def _check_target(out: Path) -> None:
@@ -114,7 +115,7 @@ def _check_target(out: Path) -> None:
 
 
 def _find_source(model_id: str, revision: str | None) -> Path:
-    """The local folder that holds the model's files, fetched from the hub if need be."""
+    """Returns the local folder that holds the model's files, fetched from the hub if necessary."""
     if model_id == "embedded":
         if not EMBEDDED.is_dir():
             raise ExportError(IN_A_ZIP)
@@ -146,7 +147,7 @@ def _download(model_id: str, revision: str | None) -> Path:
     try:
         info = HfApi().model_info(model_id, revision=revision, timeout=10)
         files = [file.rfilename for file in info.siblings or []]
-        # safetensors where there are some: the older format is a pickle, which can run code.
+        # Fetches safetensors if there are any: the older format is a pickle, which can run code.
         safe = any(name.endswith(".safetensors") for name in files)
         weights = "*.safetensors" if safe else "pytorch_model*.bin"
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -159,7 +160,7 @@ def _download(model_id: str, revision: str | None) -> Path:
             f"The model {model_id!r} has no revision {revision!r}. Give a commit, tag or branch "
             "of that repository."
         ) from error
-    except Exception as error:  # unreachable in one of many ways; the cache may still have the model
+    except Exception as error:  # the hub is unreachable for some reason; the cache may have the model
         weights, files, why = "*.safetensors", [], type(error).__name__
 
     try:
@@ -184,7 +185,7 @@ def _download(model_id: str, revision: str | None) -> Path:
 
 
 def load_model(folder: Path, **options: Any) -> tuple[Any, Any]:
-    """The model (float32, in eval mode) and the tokenizer in a folder; `options` go to `from_pretrained`."""
+    """Loads a folder's model (float32, in eval mode) and tokenizer; `options` go to `from_pretrained`."""
     with extra("export", "export_model"):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -210,9 +211,9 @@ def load_model(folder: Path, **options: Any) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """transformers draws one for each read and write of a second; the download's bar is the one to see.
+    """Hides the bars that transformers draws for a read or write of a second; the download's bar stays.
 
-    Its switch turns the hub's bars on and off too, so theirs is put back by itself.
+    The switch of transformers turns the hub's bars on and off too, so their state is restored separately.
     """
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -242,7 +243,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_tokenizer(model: Any, tokenizer: Any, source: Path) -> None:
-    """A round trip shows that a tokenizer stays the same, not that it is the model's."""
+    """Checks that the tokenizer belongs to the model, which a round trip does not show."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     pieces = [id for text in PROBES for id in tokenizer(text)["input_ids"] if id not in special]
     if set(pieces) <= {tokenizer.unk_token_id}:
@@ -259,10 +260,10 @@ def _check_tokenizer(model: Any, tokenizer: Any, source: Path) -> None:
 
 
 def max_tokens(tokenizer: Any, config: Any) -> int:
-    """How many word pieces a text may have: what both the tokenizer and the model's positions allow.
+    """Returns how many word pieces a text may have, by the tokenizer's limit and the model's positions.
 
-    Some tokenizers say that they take 1e30, and models with relative positions (T5) set no limit: then 512.
-    RoBERTa's positions start at 2, so two fewer than there are positions.
+    Some tokenizers claim to take 1e30, and models with relative positions (T5) set no limit: the limit is
+    then 512. RoBERTa's positions start at 2, so 2 are subtracted.
     """
     positions = getattr(config, "max_position_embeddings", None) or 0  # XLNet's is -1
     limit = min(tokenizer.model_max_length, positions - 2 if positions > 2 else 1_000_000)
@@ -270,10 +271,10 @@ def max_tokens(tokenizer: Any, config: Any) -> int:
 
 
 def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]:
-    """Token ids and logits for the probes: lists of ints, and a tensor [probes, labels].
+    """Computes token ids and logits for the probes: lists of ints, and a tensor [probes, labels].
 
     Raises:
-        ExportError: the model can't compute one of them.
+        ExportError: the model can't compute one of the probes.
     """
     longest = max_tokens(tokenizer, model.config)
     ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
@@ -306,7 +307,7 @@ def _check_round_trip(
 
 
 def _replace_content(out: Path, whole: Path) -> None:
-    """Puts the files of `whole`, which lies in a folder of `out`, in place of the files of `out`."""
+    """Replaces the files of `out` by the files of `whole`, which lies in a folder of `out`."""
     old = whole.with_name("old")
     old.mkdir()
     kept = [file for file in out.iterdir() if file != whole.parent]
@@ -322,7 +323,7 @@ def _replace_content(out: Path, whole: Path) -> None:
 
 
 def _replace(out: Path, whole: Path) -> None:
-    """Puts `whole` where `out` is. A rename can't replace a folder with files, so the old one moves."""
+    """Replaces `out` by `whole`. A rename can't replace a folder with files, so the old one moves first."""
     old = whole.with_name("old")
     if out.exists():
         out.replace(old)

@@ -1,4 +1,4 @@
-"""Says what to install where a module needs a package that is not there."""
+"""Says what to install if a module needs a package that is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DISTRIBUTION = "torchserve-course"
 
 @contextlib.contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Around the imports of packages that an extra of this distribution brings.
+    """Wraps the imports of packages that an extra of this distribution installs.
 
     Args:
         name: the extra, as in `pip install 'torchserve-course[load]'`.
@@ -35,10 +35,10 @@ def extra(name: str, what: str) -> Iterator[None]:
 
 
 def need(name: str, what: str, *packages: str) -> None:
-    """Checks that packages are there which another process will import.
+    """Checks that the packages that another process will import are installed.
 
     Args:
-        name: the extra that brings them.
+        name: the extra that installs them.
         what: what needs them, as the message names it.
         packages: the names to import.
 

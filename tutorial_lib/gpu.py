@@ -1,4 +1,4 @@
-"""Says whether there is a GPU that torch can use, and what it is called."""
+"""Detects whether there is a GPU that torch can use, and its name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class GpuInfo:
-    """What torch and the NVIDIA driver say.
+    """What torch and the NVIDIA driver report.
 
     Attributes:
-        available: torch can compute on a CUDA GPU.
+        available: whether torch can compute on a CUDA GPU.
         names: one name for each GPU that torch sees.
         memory_gib: the total memory of each, in GiB, in the same order.
-        reason: why there is none, or "" where there is one.
+        reason: why torch can use no GPU; "" if it can use one.
 
     >>> print(GpuInfo(True, names=("NVIDIA H100",), memory_gib=(79.6,)))
     NVIDIA H100 (80 GiB)
@@ -36,7 +36,7 @@ class GpuInfo:
 
 
 def detect_gpu() -> GpuInfo:
-    """Asks torch first, since torch is what must use the GPU; the driver only explains a "no".
+    """Asks torch, which must use the GPU; if torch finds none, the NVIDIA driver helps to explain why.
 
     >>> info = detect_gpu()
     >>> info.available == bool(info.names)
@@ -69,7 +69,7 @@ def _why_none(torch: ModuleType) -> str:
 
 
 def _gpus_of_the_driver() -> list[str]:
-    """Names from NVML (the package nvidia-ml-py), or [] where there is no driver or no such package."""
+    """Returns names from NVML (the package nvidia-ml-py), or [] if there is no driver or no such package."""
     try:
         import pynvml
 

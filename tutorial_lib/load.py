@@ -1,4 +1,4 @@
-"""Load tests: how many right answers a second a server gives, and how long each one waits.
+"""Measures under load how many right answers a second a server gives, and how long each one takes.
 
 >>> from tutorial_lib import load_test
 """
@@ -37,11 +37,11 @@ COLUMNS = (
     *("mode", "clients", "rate", "requests_per_s", "texts_per_s", *PERCENTILES),
     *("requests", "errors", "wrong", "outcomes", "client_cpu"),
 )
-_MAXIMUM_CONNECTIONS = 500  # of an open loop; a process may often have no more than 1,024 files open
+_MAXIMUM_CONNECTIONS = 500  # of an open loop; a process may often open only 1,024 files
 
 
 def as_input(texts: list[str]) -> object:
-    """The body that this course's handler takes.
+    """Returns the body that this course's handler takes.
 
     >>> as_input(["a text"])
     {'input': ['a text']}
@@ -66,35 +66,36 @@ def load_test(
     timeout: float = 30,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Puts a server under load, checks every answer, and measures.
+    """Puts a server under load, checks every answer, and measures throughput and response times.
 
-    Closed loop (`concurrency`): so many clients, each sending its next request when it has its answer.
+    Closed loop (`concurrency`): each of so many clients sends its next request when it has its answer.
     A slow server slows its clients down, so this shows the server's highest rate, not how long people wait.
-    Open loop (`rate`): requests are sent at a fixed rate, whatever the server does, and time counts
-    from when a request was due, so waiting in a queue counts too, also in this client's. (Schroeder et
-    al., "Open versus closed: a cautionary tale", NSDI 2006.)
+    Open loop (`rate`): requests are sent at a fixed rate, whatever the server does. Time counts from when a
+    request was due, so waiting in a queue counts too, even in this client's queue. (Schroeder et al., "Open
+    versus closed: a cautionary tale", NSDI 2006.)
 
     Args:
         server: a running `TorchServe` or `Container`, or the whole URL that requests are posted to.
-        texts: sent in this order, again and again; anything that `body` takes, as pictures.
-        labels: the right answer to each text; None to ask the server itself first, one request at a
-            time, which finds answers that load changes or swaps, but not a model that is wrong.
+        texts: what is sent, in this order, again and again; anything that `body` takes, as pictures.
+        labels: the right answer to each text. None asks the server itself first, one request at a time; this
+            finds answers that load changes or swaps, but not a model that is wrong.
         concurrency: numbers of clients, one row each.
-        rate: requests a second, one row each; `concurrency` then plays no part.
+        rate: requests a second, one row each; `concurrency` is then ignored.
         duration: seconds measured for each row.
-        warmup: seconds of the same load before, not measured.
+        warmup: seconds of the same load before the measurement.
         texts_per_request: how many texts go into one request.
         model: the model's name, where `server` is not a URL.
-        headers: more headers, as {"Authorization": …} for a URL that wants an access token.
-        body: makes a request's body from its texts: bytes go as they are, a str as text/plain, a `Body` (as
-            `client.encode(files=…)` makes one of multipart files) with its content type, all else as JSON.
-        answer: takes the labels out of an answer's bytes, for a server that wraps them; None where the
-            answer is a JSON list of them, as handler.py's.
+        headers: more headers, as {"Authorization": …} for a URL that needs an access token.
+        body: makes a request's body from its texts. Bytes are sent unchanged, a str as text/plain, a `Body`
+            (which `client.encode(files=…)` makes from multipart files) with its content type, and anything
+            else as JSON.
+        answer: takes the labels out of an answer's bytes, for a server that wraps them; None if the answer is
+            a JSON list of labels, as handler.py's.
         timeout: seconds after which a request counts as an error.
-        progress: show a progress bar; None for where a person watches (a terminal).
+        progress: show a progress bar; None shows it if a person watches (in a terminal).
 
     Returns:
-        one row for each number of clients or rate. requests_per_s, texts_per_s: right answers alone.
+        one row for each number of clients or rate. requests_per_s, texts_per_s: right answers only.
         p50_ms, p90_ms, p99_ms, p99_9_ms: how long right answers took, in milliseconds. requests: all
         that ended after the warm-up. errors: no answer, or not a 200. wrong: a 200 with other labels.
         outcomes: how many were "right", "wrong", "503", "TimeoutError", … client_cpu: how much of one
@@ -104,7 +105,7 @@ def load_test(
 
     Raises:
         ApiError: the server does not answer the first request with a 200, or a body can't be sent.
-        ValueError: no texts, not one label for each text, or a number that is not positive.
+        ValueError: there are no texts, not one label for each text, or a number is not positive.
 
     >>> load_test("http://127.0.0.1:1/predict", ["great day"])
     Traceback (most recent call last):
@@ -120,7 +121,7 @@ def load_test(
         raise TypeError(f"server is {server!r:.100}. Give a running TorchServe or Container, or a URL.")
     jobs = _jobs(texts, labels, texts_per_request, body)
 
-    def sender(connections: int) -> _Sender:  # a new one for each row, with the token as it is then
+    def sender(connections: int) -> _Sender:  # a new one for each row, with the access token of that moment
         return _Sender(*_address(server, model, headers), timeout, connections, answer or _json)
 
     async def run() -> list[dict[str, Any]]:
@@ -184,7 +185,7 @@ class _Sender:
 
     def _post(self, job: _Job) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         headers = {}
-        if job.body.content_type and "Content-Type" not in self._session.headers:  # the caller's wins
+        if job.body.content_type and "Content-Type" not in self._session.headers:  # the caller's header wins
             headers["Content-Type"] = job.body.content_type
         return self._session.post(self.url, data=job.body.content, headers=headers)
 
@@ -197,7 +198,7 @@ class _Sender:
         self.notes.append((due, time.perf_counter(), outcome))
 
     async def record_expected(self, jobs: Sequence[_Job], *, keep: bool) -> None:
-        """Sends each job once, to know that the server answers, and (keep) what."""
+        """Sends each job once, to check that the server answers; `keep` takes its answer as right."""
         for job in jobs:
             try:
                 async with self._post(job) as response:
@@ -221,7 +222,7 @@ class _Sender:
 async def _measure(
     sender: _Sender, level: _Level, jobs: Iterator[_Job], warmup: float, duration: float, bar: tqdm[Any]
 ) -> dict[str, Any]:
-    """One row. The load begins before the measured window and goes on to its end, then all is awaited."""
+    """Measures one row. The load begins before the window and ends with it; then all answers are awaited."""
     start = time.perf_counter() + warmup
     end = start + duration
     load = asyncio.create_task(
@@ -263,7 +264,7 @@ async def _open_loop(sender: _Sender, jobs: Iterator[_Job], rate: float, end: fl
 
 
 def _summarize(notes: list[tuple[float, float, str]], start: float, end: float) -> dict[str, Any]:
-    """Throughput is what ended inside the window; errors and waiting times, also what ended after it."""
+    """Returns a row: throughput of what ended in the window, errors and times also of what ended later."""
     ended = [note for note in notes if note[1] >= start]
     outcomes = Counter(outcome for _, _, outcome in ended)
     right = [(due, done) for due, done, outcome in ended if outcome == "right"]
@@ -292,7 +293,7 @@ def _jobs(
     size: int,
     body: Callable[[list[Any]], object],
 ) -> list[_Job]:
-    """The requests, ready to be sent: encoding them is no part of what is measured."""
+    """Returns the requests, ready to be sent, so that encoding them is not measured."""
     jobs = []
     for start in range(0, len(texts), size):
         some = [i % len(texts) for i in range(start, start + size)]
@@ -319,7 +320,7 @@ def _levels(concurrency: int | Sequence[int], rate: float | Sequence[float] | No
 
 
 def _numbers(name: str, value: Any, kind: Any) -> list[Any]:
-    """One number or several, each finite and above 0."""
+    """Returns one number or several as a list; each must be finite and above 0."""
     numbers = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
     if not numbers or not all(
         isinstance(one, kind) and not isinstance(one, bool) and 0 < one < float("inf") for one in numbers
@@ -345,14 +346,14 @@ def _bar(seconds: float, progress: bool | None) -> tqdm[Any]:
 
 
 def _in_a_thread(run: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Runs it in an event loop of its own: in a notebook, this thread has one that is busy already."""
+    """Runs a coroutine in its own event loop: in a notebook, this thread has one that is busy already."""
     loop = asyncio.new_event_loop()
     task = loop.create_task(run)
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(_until_done, loop, task)
         try:
             return done.result()
-        except BaseException:  # a Ctrl-C: don't go on measuring behind the user's back
+        except BaseException:  # after a Ctrl-C, the measurement must not go on in the background
             if not done.done():
                 loop.call_soon_threadsafe(task.cancel)
             raise
@@ -368,10 +369,11 @@ def _until_done(
 
 
 def own_cost(seconds: float = 5) -> float:
-    """Seconds of CPU that this client spends on a request, measured against a server that does nothing.
+    """Measures the seconds of CPU that this client spends on a request, with a server that does nothing.
 
-    On 2 shared cores 0.00011 to 0.00015, where a request costs TorchServe 0.0008 with a handler that
-    does nothing: `python -c "from tutorial_lib.load import own_cost; print(own_cost())"`.
+    On 2 shared cores the client spends 0.00011 to 0.00015 s; there TorchServe spends 0.0008 s on a request,
+    with a handler that does nothing. Run
+    `python -c "from tutorial_lib.load import own_cost; print(own_cost())"`.
     """
     server = subprocess.Popen([sys.executable, "-c", _TRIVIAL_SERVER], stdout=subprocess.PIPE, text=True)
     try:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before the worker's own words, TorchServe writes: time, level, thread, logger. The thread names the
-# worker and the stream it wrote to: "[INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - Properties: {…}".
+# Before a worker's own text, TorchServe writes time, level, thread and logger. The thread names the worker
+# and the stream that it wrote to: "[INFO ] W-9000-my_model_1.0-stdout MODEL_LOG - Properties: {…}".
 _LINE = re.compile(r"^\S+ \[(?P<level>\w+)\s*\] (?P<thread>\S+) (?P<logger>\S+) - (?P<text>.*)$")
 
-# How a traceback begins, and how all its lines do but those that name an exception.
+# How a traceback begins, and how its other lines begin, except those that name an exception.
 _HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
 
 _REFUSED = "Failed to load model: "
@@ -24,7 +24,7 @@ _REGULAR = re.compile(r" (ACCESS_LOG|TS_METRICS|MODEL_METRICS|TELEMETRY_METRICS)
 
 @dataclass(frozen=True)
 class LoggedContext:
-    """What a handler logged of its context.
+    """The context that a handler logged.
 
     Attributes:
         properties: `context.system_properties`: model_dir, gpu_id, batch_size, …
@@ -36,7 +36,7 @@ class LoggedContext:
 
 
 def parse_context(log: str | Path) -> LoggedContext:
-    r"""The last Properties and Manifest that a handler logged, as the skeleton handler does.
+    r"""Returns the last Properties and Manifest that a handler logged, as the skeleton handler logs them.
 
     Args:
         log: the text of a model log, or the path of one.
@@ -62,10 +62,10 @@ def parse_context(log: str | Path) -> LoggedContext:
 
 
 def first_traceback(log: str | Path) -> str | None:
-    r"""The first traceback of a log, without TorchServe's prefixes; None where there is none.
+    r"""Returns the first traceback of a log, without TorchServe's prefixes; None if there is none.
 
-    The first is the true cause: TorchServe tries again, and later attempts fail in other ways.
-    Lines of other workers, and of TorchServe itself, in between are left out.
+    The first traceback shows the true cause: TorchServe tries again, and later attempts fail in other ways.
+    Lines in between, of other workers and of TorchServe itself, are left out.
 
     Args:
         log: the text of a model log, or the path of one.
@@ -90,17 +90,17 @@ def first_traceback(log: str | Path) -> str | None:
 
 
 def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
-    """The first traceback of a worker that died, else the worker's last lines.
+    """Returns the first traceback of a worker that died, else the worker's last lines.
 
     Log lines arrive late, so the log is read until the traceback is complete: its last line is not indented,
-    and no line was added since the last look.
+    and no line was added since the last read.
 
     Args:
         read: returns the log as it is now.
         timeout: seconds to wait at most.
 
     Returns:
-        the traceback, or the last 20 lines where there is none.
+        the traceback, or the last 20 lines if there is none.
 
     >>> wait_for_traceback(lambda: "no traceback", timeout=0)
     '(no traceback)\\nno traceback'
@@ -117,10 +117,10 @@ def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
 
 
 def refusal(log: str) -> str | None:
-    r"""Why TorchServe refused an archive at its start: the archive, and what stands around that in the log.
+    r"""Returns the archive that TorchServe refused when it started, and the errors logged around that.
 
     Returns:
-        the archive's name and the reason; None where no archive was refused.
+        the archive's name and the reason; None if no archive was refused.
 
     >>> prefix = "2026-01-31T10:00:00,123 [{}] main org.pytorch.serve.ModelServer - "
     >>> log = prefix.format("ERROR") + "pip failed:\nERROR: No matching distribution\n"
@@ -136,7 +136,7 @@ def refusal(log: str) -> str | None:
 
 
 def worker_thread_failure(log: str) -> str | None:
-    """Why TorchServe could not even start a worker's process; None where it could.
+    """Returns why TorchServe could not even start a worker's process; None if it could.
 
     >>> worker_thread_failure("all is well")
     """
@@ -146,7 +146,7 @@ def worker_thread_failure(log: str) -> str | None:
 
 
 def telling_lines(log: str, n: int) -> str:
-    r"""The last n lines of a log, without those that come regularly: requests and measured values.
+    r"""Returns the last n lines of a log, without those that come regularly: requests and measured values.
 
     >>> telling_lines("an error\n2026-01-31T10:00:00,123 [INFO ] a ACCESS_LOG - GET /ping", 20)
     'an error'
@@ -155,7 +155,7 @@ def telling_lines(log: str, n: int) -> str:
 
 
 def _errors_before(lines: list[str], at: int) -> list[str]:
-    """What was logged as an error, with all its lines, directly before a line."""
+    """Returns all lines of the errors that were logged directly before a line."""
     start = at
     while start > 0:
         found = _LINE.match(lines[start - 1])
@@ -169,7 +169,7 @@ def _errors_before(lines: list[str], at: int) -> list[str]:
 
 
 def _exceptions_after(lines: list[str], at: int) -> list[str]:
-    """The messages of the Java exceptions that were logged with a line."""
+    """Returns the messages of the Java exceptions that were logged with a line."""
     messages = []
     for line in lines[at + 1 :]:
         if _LINE.match(line):
@@ -180,10 +180,10 @@ def _exceptions_after(lines: list[str], at: int) -> list[str]:
 
 
 def _goes_on(text: str, previous: str) -> bool:
-    """Whether a line still belongs to the traceback.
+    """Returns whether a line still belongs to the traceback.
 
-    It ends with its first line that is not indented, the exception itself; a blank line or one of
-    Python's joining sentences after that leads on to the next, chained, part.
+    A traceback ends with its first line that is not indented, the exception itself. After that line, a blank
+    line or one of Python's joining sentences leads on to the next traceback of the chain.
     """
     chained = "The above exception was", "During handling of the above"
     if text == "" or text.startswith((*_INDENT, *chained, _HEAD)):
@@ -192,7 +192,7 @@ def _goes_on(text: str, previous: str) -> bool:
 
 
 def _messages(log: str | Path) -> list[tuple[str, str]]:
-    """(thread, message) for each line; a line with no prefix counts as the same one thread's."""
+    """Returns (thread, message) for each line; all lines without a prefix count as one thread's."""
     text = log.read_text(encoding="utf-8", errors="replace") if isinstance(log, Path) else log
     parsed = ((_LINE.match(line), line) for line in text.splitlines())
     return [(found["thread"], found["text"]) if found else ("", line) for found, line in parsed]

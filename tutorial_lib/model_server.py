@@ -1,4 +1,4 @@
-"""What `TorchServe` and `Container` share: start, one deadline, readiness, clients, the log's tail."""
+"""Defines what `TorchServe` and `Container` share: start, one deadline, readiness, clients, log tail."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from tutorial_lib.logs import refusal, telling_lines, wait_for_traceback, worker
 from tutorial_lib.processes import new_folder
 
 ADDRESSES = ("inference", "management", "metrics")
-POLL = 0.1  # seconds between two looks at a server that starts
+POLL = 0.1  # seconds between two checks of a starting server
 
-_STARTS = 5  # at most, where other programs take the ports that were free
-_KEPT_LINES = 200  # of the log, after the server ended
+_STARTS = 5  # at most, if other programs take the ports that were free
+_KEPT_LINES = 200  # of the log, kept after the server ended
 _logger = logging.getLogger(__name__)
 
 
 class ModelServer(ABC):
-    """A server of models that is ready inside `with` and gone after it.
+    """A server of models that is ready inside a `with` block and gone after it.
 
-    A subclass says how the server is launched, what it still waits for, and how it is ended.
+    A subclass defines how the server is launched, what it still waits for, and how it is ended.
 
     Args:
         token_auth: whether the server asks for access tokens.
@@ -53,7 +53,7 @@ class ModelServer(ABC):
 
     Attributes:
         token_auth: whether the server asks for access tokens.
-        inference: asks for predictions.
+        inference: requests predictions.
         management: registers, describes and scales models.
         metrics: reads counters.
 
@@ -75,7 +75,7 @@ class ModelServer(ABC):
             raise ValueError(f"startup_timeout is {startup_timeout}. Give a number of seconds above 0.")
         self.token_auth = token_auth
         self._startup_timeout = startup_timeout
-        self._folder: Path | None = None  # there from a start until the end
+        self._folder: Path | None = None  # set from a start until the end
         self._owner = os.getpid()
         self._last_lines = ""
 
@@ -88,7 +88,7 @@ class ModelServer(ABC):
             the server itself.
 
         Raises:
-            TutorialError: the server runs already, or could not start; the class lists the kinds.
+            TutorialError: the server runs already, or could not start; the class lists the errors.
         """
         if self._folder is not None:
             raise TutorialError(f"{self} is running already. Use it, or end it first.")
@@ -106,7 +106,7 @@ class ModelServer(ABC):
         return self
 
     def _try_to_start(self, deadline: float, is_last: bool) -> bool:
-        """Whether it started; False where another try may succeed."""
+        """Starts the server; returns False if it did not start, and another try may succeed."""
         self._owner = os.getpid()
         try:
             self._folder = new_folder()
@@ -135,7 +135,7 @@ class ModelServer(ABC):
             self._close_after(exc)
 
     def _close(self) -> None:
-        """Ends the server and removes its folder; a fork of the owner leaves both alone."""
+        """Ends the server and removes its folder; in a fork of the owner, does nothing."""
         if self._folder is None or os.getpid() != self._owner:
             return
         atexit.unregister(self._close)
@@ -148,7 +148,7 @@ class ModelServer(ABC):
         _logger.info("%s has ended", self)
 
     def _close_after(self, error: BaseException) -> None:
-        """Ends the server; where that fails, the error that came first is raised, with a note."""
+        """Ends the server after an error; if that fails too, adds a note to the error that came first."""
         try:
             self._close()
         except TutorialError as failure:
@@ -169,7 +169,7 @@ class ModelServer(ABC):
             time.sleep(POLL)
 
     def _raise_if_a_worker_failed(self) -> None:
-        """TorchServe restarts a failing worker for 5 minutes; the first failure tells the cause."""
+        """Raises the first failure, which shows the cause: TorchServe retries for 5 minutes."""
         log = self._recent_log(10_000)
         if reason := refusal(log):
             raise ArchiveError(f"TorchServe refused the archive {reason}")
@@ -180,7 +180,7 @@ class ModelServer(ABC):
                 cause, "TorchServe itself failed: check the settings in the archive's config_file."
             )
 
-    # What a subclass says
+    # What a subclass defines
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -188,7 +188,7 @@ class ModelServer(ABC):
 
     @abstractmethod
     def _launch(self, folder: Path) -> None:
-        """Launches the server; the folder holds what it needs, and is removed at its end."""
+        """Launches the server; the folder holds the server's files, and is removed when it ends."""
 
     @abstractmethod
     def _raise_if_ended(self) -> None:
@@ -196,32 +196,32 @@ class ModelServer(ABC):
 
     @abstractmethod
     def _waiting_for(self) -> str:
-        """What is not ready yet, as the middle of a sentence; "" when all is ready and clients work."""
+        """Returns what is not ready, as the middle of a sentence; "" when all is ready and clients work."""
 
     @abstractmethod
     def _end(self, folder: Path) -> None:
-        """Ends all that `_launch` began, however far it came."""
+        """Ends all that `_launch` began, even if it did not finish."""
 
     @abstractmethod
     def _read_log(self, n: int) -> str:
-        """The last n lines that the server printed, or more; "" where there is no log."""
+        """Returns the last n lines that the server printed, or more; "" if there is no log."""
 
     @abstractmethod
     def _address(self, name: str) -> str:
-        """The address of that name; a TutorialError where there is none yet."""
+        """Returns the address of that name; raises TutorialError if there is none yet."""
 
     def _recent_log(self, n: int) -> str:
-        """The last n lines since the last start."""
+        """Returns the last n lines since the last start."""
         return self.log_tail(n)
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
         return False
 
-    # What a running server tells
+    # What a running server reports
 
     @abstractmethod
     def token(self, kind: TokenType) -> str:
-        """The current access token.
+        """Returns the current access token.
 
         Args:
             kind: "inference" or "management".
@@ -232,21 +232,21 @@ class ModelServer(ABC):
 
     @property
     def inference_address(self) -> str:
-        """Where predictions are asked for, as "http://127.0.0.1:8080"."""
+        """The address for predictions, as "http://127.0.0.1:8080"."""
         return self._address("inference")
 
     @property
     def management_address(self) -> str:
-        """Where models are registered, described and scaled."""
+        """The address at which models are registered, described and scaled."""
         return self._address("management")
 
     @property
     def metrics_address(self) -> str:
-        """Where Prometheus reads metrics."""
+        """The address at which Prometheus reads metrics."""
         return self._address("metrics")
 
     def log_tail(self, n: int = 20) -> str:
-        """The last lines that the server printed.
+        """Returns the last lines that the server printed.
 
         Args:
             n: how many lines; after the server ended, at most 200 are left.
@@ -260,7 +260,7 @@ class ModelServer(ABC):
         management: str | KeyFile | None,
         verify: bool | str = True,
     ) -> None:
-        """New clients, with the token of each address; metrics go with inference."""
+        """Makes new clients, with the access token of each address; metrics use that of inference."""
         self.inference = InferenceClient(self.inference_address, token=inference, verify=verify)
         self.management = ManagementClient(self.management_address, token=management, verify=verify)
         self.metrics = MetricsClient(self.metrics_address, token=inference, verify=verify)

@@ -1,4 +1,4 @@
-"""Writes an exported model as ONNX too, with int8 weights: what handler.py's `backend: onnx` runs."""
+"""Writes an exported model as ONNX too, with int8 weights, for handler.py's `backend: onnx`."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
     """Writes model.onnx into a folder from `export_model`, beside the weights that it is made of.
 
     The graph takes `input_ids` and `attention_mask`, both int64 [rows, tokens], and gives `logits`,
-    float32 [rows, classes]. It must give the model's own logits on real texts before it is quantized.
+    float32 [rows, classes]. Before the graph is quantized, it must give the model's own logits on real texts.
 
     Args:
         model_dir: the exported model; an earlier model.onnx in it is replaced.
-        int8: multiply matrices in 8-bit integers: weights are quantized now, one scale for each
-            column, activations as they come, one scale for each token, so that an answer does not depend
-            on the other texts of its pass. Faster, a quarter of the size of what is quantized, and not
-            quite the same answers as float32: chapter 09 counts them.
-        keep_float32: a file for the graph as it is before it is quantized, to compare the two.
+        int8: multiply matrices in 8-bit integers. Weights are quantized now, with one scale for each
+            column. Activations are quantized at run time, with one scale for each token, so that an answer
+            does not depend on the other texts of its pass. The graph is faster, and what is quantized takes
+            a quarter of the space. Not all answers equal those of float32: chapter 09 counts them.
+        keep_float32: a file for the graph before it is quantized, to compare the two.
 
     Returns:
         the file.
 
     Raises:
-        ExportError: there is no model in the folder, it has no token to pad with (GPT-2), or its ONNX form
-            gives other logits. An earlier model.onnx is as it was.
-        PackageMissing: when this module is imported, where onnx, onnxruntime or onnxscript is missing.
+        ExportError: there is no model in the folder, the model has no token to pad with (GPT-2), or its ONNX
+            form gives other logits. An earlier model.onnx stays as it was.
+        PackageMissing: when this module is imported, if onnx, onnxruntime or onnxscript is missing.
 
     >>> export_onnx("no/such/model")
     Traceback (most recent call last):
@@ -53,7 +53,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
     folder = Path(model_dir)
     if not (folder / "config.json").is_file():
         raise ExportError(f"There is no config.json in {folder}. Export a model there first.")
-    # "eager": attention as plain matrix products, which ONNX Runtime fuses better than torch's own kernel.
+    # "eager" is attention as plain matrix products; ONNX Runtime fuses them better than torch's own kernel.
     model, tokenizer = load_model(folder, attn_implementation="eager", use_safetensors=True)
     if model.config.pad_token_id is None or tokenizer.pad_token is None:
         raise ExportError(
@@ -73,7 +73,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
 
 
 def _probes(model: Any, tokenizer: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Ids and mask: of three texts, padded, to trace with; then of each text alone."""
+    """Returns ids and masks: of three texts together, padded, for tracing; then of each text alone."""
     longest = max_tokens(tokenizer, model.config)
     batches = [list(PROBES[:3]), *([text] for text in PROBES)]
     encoded = [
@@ -122,11 +122,11 @@ def _check(model: Any, probes: list[tuple[torch.Tensor, torch.Tensor]], file: Pa
 
 
 def _quantized(file: Path) -> Path:
-    """The graph with its products with weights in 8-bit integers, beside the file.
+    """Writes the graph, with its products with weights in 8-bit integers, into a new file beside `file`.
 
-    ONNX Runtime's `quantize_dynamic` has one scale for a whole pass: the largest number in it decides how
-    coarsely all the others are rounded, so a text's answer depends on its neighbours. Here each row of a
-    product, which is one token, has its own.
+    ONNX Runtime's `quantize_dynamic` has one scale for a whole pass: the largest number in the pass decides
+    how coarsely all the others are rounded, so a text's answer depends on its neighbours. Here each row of a
+    product, which is one token, has its own scale.
     """
     model = onnx.load(file)
     graph, nodes = model.graph, _Int8Nodes(model.graph)
@@ -142,14 +142,14 @@ def _quantized(file: Path) -> Path:
     return target
 
 
-MICROSOFT = "com.microsoft"  # where ONNX Runtime's own operators are
-# Weights go to ±64 only, activations to 128 ± 127: without VNNI, a processor adds two products of 8 bits in
-# 16 bits, and larger ones would be cut off.
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+# Weights go to ±64 only, activations to 128 ± 127: without VNNI, a processor adds two 8-bit products in
+# 16 bits, and a larger sum would be cut off.
 WEIGHT_STEPS, STEPS, ZERO = 64, 127, 128
 
 
 class _Int8Nodes:
-    """The nodes that a product with a weight becomes. What several nodes share is made once."""
+    """Makes the nodes that replace a product with a weight. What several products share is made once."""
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
@@ -159,11 +159,11 @@ class _Int8Nodes:
         self._numbers = itertools.count()
         self._step = self._constant(np.float32(1 / STEPS), "step")
         self._zero = self._constant(np.uint8(ZERO), "zero")
-        self._tiny = self._constant(np.float32(1e-12), "tiny")  # a row of zeros is not divided by zero
+        self._tiny = self._constant(np.float32(1e-12), "tiny")  # so that a row of zeros can be divided
         self._last = self._constant(np.array([-1]), "last_axis")
 
     def instead_of(self, node: Any) -> Iterator[Any]:
-        """MatMul and Gemm with a weight of two dimensions become int8; any other node stays."""
+        """Yields int8 nodes for a MatMul or Gemm with a weight of two dimensions, else the node itself."""
         options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         weight = self._values.get(node.input[1]) if len(node.input) > 1 else None
         plain = options.get("alpha", 1) == options.get("beta", 1) == 1 and not options.get("transA", 0)
@@ -185,7 +185,7 @@ class _Int8Nodes:
             yield make("Add", [product, bias], [output])
 
     def _quantize(self, rows: str) -> Iterator[Any]:
-        """Each row divided by its largest number, and that in 127 steps up and down."""
+        """Yields nodes that divide each row by its largest number, and round it to 127 steps up and down."""
         make = onnx.helper.make_node
         yield make("Abs", [rows], [f"{rows}_abs"])
         yield make("ReduceMax", [f"{rows}_abs", self._last], [f"{rows}_max"], keepdims=1)
@@ -194,7 +194,7 @@ class _Int8Nodes:
         yield make("QuantizeLinear", [f"{rows}_part", self._step, self._zero], [f"{rows}_int8"])
 
     def _weight(self, weight: Any, *, transposed: bool) -> tuple[str, str]:
-        """The names of a weight's integers, int8 [in, out], and of its scales, float32 [out]."""
+        """Returns the names of a weight's integers, int8 [in, out], and of its scales, float32 [out]."""
         key = (weight.name, transposed)
         if key not in self._weights:
             values = onnx.numpy_helper.to_array(weight)
@@ -213,7 +213,7 @@ class _Int8Nodes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Their warnings are of torchvision, of names given anew, and of shapes that are inferred anyway."""
+    """Hides warnings about torchvision, about changed names, and about shapes that are inferred anyway."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

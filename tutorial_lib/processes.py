@@ -1,4 +1,4 @@
-"""Finds and ends the processes of a server, also of one whose owner died and could not end it."""
+"""Finds and ends the processes of a server, even if its owner died and could not end it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tutorial_lib.errors import TutorialError
 
 
 def owner_name() -> str:
-    """The name of this process, which later tells `owner_lives` whether it still runs.
+    """Returns a name for this process; `owner_lives` can later tell by it whether the process still runs.
 
     Returns:
         "ts-<process id>-<start in seconds>"; folders and containers have names that begin with it.
@@ -27,13 +27,13 @@ def owner_name() -> str:
 
 
 def owner_lives(name: str) -> bool:
-    """Whether the process still runs that a name tells of.
+    """Returns whether the process that a name identifies still runs.
 
     Args:
-        name: begins with an `owner_name`.
+        name: a name that begins with an `owner_name`.
 
     Returns:
-        True for a name of another form too: whatever has it is not ours to remove.
+        True for a name of another form too: this library must not remove what has such a name.
 
     >>> owner_lives("ts-999999999-1-left"), owner_lives("ts-node-modules")
     (False, True)
@@ -48,7 +48,7 @@ def owner_lives(name: str) -> bool:
 
 
 def new_folder() -> Path:
-    """Makes a temporary folder that `reap_orphans` removes if this process dies before it can.
+    """Makes a temporary folder, which `reap_orphans` removes if this process dies before it can remove it.
 
     Raises:
         TutorialError: the folder for temporary files can't be written to.
@@ -81,7 +81,7 @@ def reap_orphans() -> None:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """The processes whose temporary folder this is: launcher, JVM, workers.
+    """Returns the processes whose temporary folder this is: launcher, JVM, workers.
 
     Args:
         folder: the folder that TEMP names in their environment.
@@ -98,11 +98,11 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def end_processes(folder: Path, *, grace: float) -> None:
-    """Sends SIGTERM to the JVM, which ends its workers and its launcher, then SIGKILL to what is left.
+    """Sends SIGTERM to the JVM, which ends its workers and its launcher, then SIGKILL to the rest.
 
     Args:
         folder: see `processes_of`.
-        grace: seconds that the JVM has; with 0 all are killed at once.
+        grace: seconds that the JVM has to end; with 0 all processes are killed at once.
 
     >>> end_processes(Path("/no/such/folder"), grace=1)
     """
@@ -117,7 +117,7 @@ def end_processes(folder: Path, *, grace: float) -> None:
 
 
 def _terminate_java(processes: list[psutil.Process]) -> bool:
-    """Whether there was a JVM to terminate."""
+    """Terminates the JVM, and returns whether there was one."""
     found = False
     for process in processes:
         with contextlib.suppress(psutil.Error):

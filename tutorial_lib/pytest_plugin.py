@@ -1,4 +1,4 @@
-"""Gives other people's tests a real server: the pytest fixture `torchserve`.
+"""Gives tests of other projects a real server, by the pytest fixture `torchserve`.
 
 Pytest loads this file in every project whose environment has this package, so it imports the library only
 when a test asks for the fixture.
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def torchserve() -> Iterator[Callable[..., TorchServe]]:
-    """Starts a real server in a test: `server = torchserve(models={"m": mar})`; stopped at its end.
+    """Starts a real server in a test: `server = torchserve(models={"m": mar})`; the test's end stops it.
 
-    It takes the arguments of `TorchServe`, and may be called several times.
+    `torchserve` takes the arguments of `TorchServe`, and may be called several times.
     """
     from tutorial_lib.server import TorchServe
 

@@ -1,8 +1,8 @@
-"""From an edited handler to its next answer on a running server: `TorchServe.redeploy`.
+"""Replaces files of a model on a running server by edited ones: `TorchServe.redeploy`.
 
-The new version is a folder, not a .mar: a copy of what the running version was unpacked to, with the edited
-files in place of their old ones. Large files are hard links, so 540 MB of weights are neither packed nor
-copied. The old version answers until the new one does, and is unregistered when its last answer is sent.
+The new version is a folder, not a .mar: a copy of the running version's unpacked files, with the edited files
+in place of the old ones. Large files are hard links, so 540 MB of weights are neither packed nor copied. The
+old version answers until the new one does, and is unregistered when its last answer is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tutorial_lib.client import ManagementClient, ModelDescription
 from tutorial_lib.errors import ApiError, TutorialError, WorkerFailed
 from tutorial_lib.logs import wait_for_traceback
 
-_LOG_BYTES = 1_000_000  # of the log's end: enough for the last batch of each worker
+_LOG_BYTES = 1_000_000  # read from the log's end; enough for the last batch of each worker
 _MARGIN = 0.2  # seconds that a request may take from the HTTP address into the model's queue
 _logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ def redeploy(
     """Replaces files of a running model; see `TorchServe.redeploy`.
 
     Args:
-        management: the server's client.
+        management: the server's management client.
         log: the file that the server prints to.
-        folder: where the new version's files may lie.
+        folder: the folder for the new version's files.
         model, handler, model_file, serialized_file, config_file, extra_files, timeout: as for
             `TorchServe.redeploy`.
 
@@ -77,7 +77,7 @@ def redeploy(
             extra_files=extra_files,
         )
         _register(management, log, target, old, version, timeout, keep_settings=config_file is None)
-        if config_file is None:  # else that file says how many
+        if config_file is None:  # else that file sets the number of workers
             management.scale(
                 model,
                 version=version,
@@ -92,14 +92,14 @@ def redeploy(
         raise
     management.set_default(model, version)
     _logger.info("%s %s answers in place of %s", model, version, old["modelVersion"])
-    # The edit answers: whoever made it need not wait for the old version's last requests.
+    # The new version answers, so the caller need not wait for the old version's last requests.
     files = source if source.parent == folder else None
     threading.Thread(target=_retire, args=(management, log, old, files, timeout), daemon=True).start()
     return version
 
 
 def next_version(version: str, taken: set[str]) -> str:
-    """The next free version: the last number is counted up.
+    """Returns the next free version: the last number is counted up.
 
     Args:
         version: the version to count from.
@@ -118,7 +118,7 @@ def next_version(version: str, taken: set[str]) -> str:
 
 
 def _unpacked(description: ModelDescription) -> Path:
-    """The folder that a version runs from: its workers' working directory."""
+    """Returns the folder that a version runs from: its workers' working directory."""
     for worker in description["workers"]:
         if worker["status"] == "READY":
             with contextlib.suppress(psutil.Error):
@@ -166,7 +166,7 @@ def _retire(
     management: ManagementClient, log: Path, old: ModelDescription, files: Path | None, timeout: float
 ) -> None:
     """Unregisters a version when it has nothing left to answer, and removes its files."""
-    with contextlib.suppress(ApiError, OSError):  # the server was stopped, or somebody else was faster
+    with contextlib.suppress(ApiError, OSError):  # the server was stopped, or another client was faster
         _wait_until_idle(management, log, old, time.monotonic() + timeout)
         management.unregister(old["modelName"], old["modelVersion"])
         if files is not None:
@@ -174,13 +174,13 @@ def _retire(
 
 
 def _wait_until_idle(management: ManagementClient, log: Path, old: ModelDescription, deadline: float) -> None:
-    """Until no request of a version waits in its queue or is with a worker.
+    """Waits until no request of a version is in its queue or with a worker.
 
-    Unregistering drops both. New requests go to the new default version, so this ends, unless clients
-    keep asking for the old one by its version; then it ends at the deadline.
+    Unregistering drops both. New requests go to the new default version, so the wait ends, unless clients
+    keep asking for the old version by its number; then the wait ends at the deadline.
     """
     model, version = old["modelName"], old["modelVersion"]
-    settled = _MARGIN + old["maxBatchDelay"] / 1000  # a batch that still fills up is in no queue
+    settled = _MARGIN + old["maxBatchDelay"] / 1000  # a batch that is still filling is in no queue
     start = max(0, log.stat().st_size - _LOG_BYTES)
     idle_since = time.monotonic()
     while time.monotonic() < deadline:
@@ -193,7 +193,7 @@ def _wait_until_idle(management: ManagementClient, log: Path, old: ModelDescript
 
 
 def _busy(log: Sequence[str], name: str) -> set[str]:
-    """The workers whose last batch has gone in and not come out, by TorchServe's own log lines."""
+    """Returns the workers that have not finished their last batch, by TorchServe's own log lines."""
     busy: set[str] = set()
     for line in log:
         if name not in line:
@@ -207,7 +207,7 @@ def _busy(log: Sequence[str], name: str) -> set[str]:
 
 
 def _lines(log: Path, start: int) -> list[str]:
-    """The log's lines from this byte on."""
+    """Returns the log's lines from this byte on."""
     with log.open("rb") as file:
         file.seek(start)
         return file.read().decode("utf-8", errors="replace").splitlines()

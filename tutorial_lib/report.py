@@ -1,4 +1,4 @@
-"""A report of checks: a table in a notebook, text in a terminal."""
+"""Reports the results of checks: as a table in a notebook, as text in a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """One row: what was looked at, what was found, and what to do where that is not enough.
+    """One row: what was checked, what was found, and what to do if that is not enough.
 
     Attributes:
-        ok: True for [OK], False for [FAIL], None for something good to know: [--].
+        ok: True for [OK], False for [FAIL], None for information only: [--].
     """
 
     name: str

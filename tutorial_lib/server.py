@@ -1,4 +1,4 @@
-"""Runs TorchServe as a context manager: own folder, free ports, really ready, nothing left behind."""
+"""Runs TorchServe as a context manager: in its own folder, on free ports, ready, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ from tutorial_lib.processes import end_processes, reap_orphans
 from tutorial_lib.redeploy import redeploy
 from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_properties
 
-_ANSWER = 10.0  # seconds that a server that starts has to answer a ping
+_ANSWER = 10.0  # seconds that a starting server has to answer a ping
 _GRACE = 10.0  # seconds that a stopping server has before it is killed
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
-_READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # variables that would win over this start
+_READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # would override the options of a start
 _logger = logging.getLogger(__name__)
 
 
 class TorchServe(ModelServer):
-    """A TorchServe of its own, ready inside `with` and gone after it.
+    """A TorchServe server of your own, ready inside a `with` block and gone after it.
 
-    It runs in a new temporary folder (config, tokens, sockets, unpacked models, logs), listens on
-    loopback only, and asks for tokens. "Ready" means that each model has a READY worker. After a
-    crash of the owner, the next `TorchServe` to start ends what was left.
+    The server runs in a new temporary folder (config, access tokens, sockets, unpacked models, logs), listens
+    on loopback only, and asks for access tokens. "Ready" means that each model has a READY worker. If the
+    owner process crashes, the next `TorchServe` to start ends what was left.
 
     Args:
         models: name to serve as → archive. All archives lie in one folder, the model store.
         model_store: the folder that archives can be registered from; None for that of `models`.
         sha256: name → `archive_sha256`, for each of `models`. The server then has a model store of its
-            own, with copies of these archives and nothing else: what was checked is what is served. It
-            takes no other code while it runs, so there is no model_api and no `redeploy` then.
-        token_auth: ask for tokens (TorchServe's default).
+            own, with copies of these archives and nothing else, so that it serves what was checked. While it
+            runs, it accepts no other code: there is no model_api and no `redeploy`.
+        token_auth: ask for access tokens (TorchServe's default).
         model_api: allow registering and unregistering over HTTP (TorchServe's default is no).
-        ports: port numbers by name (`PORT_NAMES`); those not given, and None, are free ones.
-        config: more keys for config.properties (`ServerConfig`); they win over the ones set here, and the
-            clients follow them: {"inference_address": "http://0.0.0.0:8080"} listens on all interfaces. A
+        ports: port numbers by name (`PORT_NAMES`); other names get free ports, as do all with None.
+        config: more keys for config.properties (`ServerConfig`); they win over the keys set here, and the
+            clients use them too: {"inference_address": "http://0.0.0.0:8080"} listens on all interfaces. A
             Path is made absolute. With certificate_file and private_key_file all three addresses are https,
             and the clients trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
         startup_timeout: the one deadline for a whole start, in seconds.
-        log_dir: where to keep the logs; None for the server's folder, which goes when it stops.
+        log_dir: where to keep the logs; None for the server's folder, which is removed when it stops.
 
     Raises:
         TypeError, ValueError: an argument has the wrong kind or shape, or TorchServe does not know a key of
             `config`, or can't use its value.
         ArchiveError: an archive is missing, broken or not the one of `sha256`, the archives lie in
-            several folders, or `sha256` comes with what would let other code in.
-        PackageMissing, PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: from starting it.
+            several folders, or `sha256` comes with an argument that would let other code in.
+        PackageMissing, PortInUse, JavaNotFound, ServerExited, StartTimeout, WorkerFailed: it could not start.
 
     >>> TorchServe(models={"my_model": "model_store/missing.mar"})
     Traceback (most recent call last):
@@ -129,7 +129,7 @@ class TorchServe(ModelServer):
                 stdin=subprocess.DEVNULL,
                 stdout=console,  # a file, since a pipe that nobody reads fills up and blocks the server
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal is for us to handle
+                start_new_session=True,  # this process handles a Ctrl-C in the terminal
             )
         self._connect(folder)
 
@@ -140,7 +140,7 @@ class TorchServe(ModelServer):
         self._process = None
 
     def _copy_checked_archives(self) -> None:
-        """Checks the copies, not the archives: those could be changed between the check and the serving."""
+        """Copies the archives and checks the copies: the archives could change between check and serving."""
         if self._sha256 is None:
             return
         store = self._store
@@ -159,7 +159,7 @@ class TorchServe(ModelServer):
         return own / "store" if self._sha256 is not None else self._model_store or own
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
-        """Between choosing a free port and using it, another program may take it: then choose again."""
+        """Returns whether another program took a free port before the server used it: then choose again."""
         if not isinstance(error, ServerExited):
             return False
         taken = "Address already in use" in error.log_tail or "BindException" in error.log_tail
@@ -177,10 +177,10 @@ class TorchServe(ModelServer):
         return command
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        """JAVA_HOME for the launcher; the folder as the temporary folder of launcher and JVM.
+        """Returns the environment: JAVA_HOME, and the folder as temporary folder of launcher and JVM.
 
         TorchServe keeps its pid file, its sockets and unpacked models in the temporary folder, so two servers
-        with one temporary folder would collide. `processes_of` knows the processes by it too.
+        with one temporary folder would collide. `processes_of` also finds the processes by it.
         """
         inherited = {name: value for name, value in os.environ.items() if name not in _READ_BY_TORCHSERVE}
         if inherited.get("PYTHONPATH"):
@@ -194,10 +194,11 @@ class TorchServe(ModelServer):
         }
 
     def _python_path(self, folder: Path, python_path: str) -> str:
-        """PYTHONPATH without the modules that the archives bring themselves, and with absolute paths.
+        """Returns PYTHONPATH without the modules that the archives have, and with absolute paths.
 
         A worker looks for a handler along PYTHONPATH before it looks in the archive, so a handler.py there
-        would be served in place of the archive's. Such a folder is replaced by one with links to the rest.
+        would be served in place of the archive's. A folder with such a file is replaced by one with links to
+        the other files.
         """
         own = {"handler.py"}.union(*map(python_files, self._models.values()))
         hidden = {name.partition("/")[0] for name in own}
@@ -217,7 +218,7 @@ class TorchServe(ModelServer):
             "grpc_management_port": ports["grpc_management"],
             "initial_worker_port": ports["worker"],
             "allowed_urls": "none",  # else a management token is enough to fetch code from anywhere
-            "metrics_mode": "prometheus",  # else the metrics address has nothing to say
+            "metrics_mode": "prometheus",  # else the metrics address has no metrics
             "default_workers_per_model": 1,  # else one copy of the model for each core
             **self._config.settings,
         }
@@ -259,16 +260,16 @@ class TorchServe(ModelServer):
         extra_files: Sequence[str | Path] = (),
         timeout: float = 120,
     ) -> str:
-        """Puts edited files in place of a running model's, without packing its weights again.
+        """Replaces files of a running model by edited ones, without packing its weights again.
 
-        They become a new version, which is loaded beside the old one (so there is memory for both)
-        and made the default. The old one answers until then, finishes what it has begun, and is
-        unregistered in the background, some tenths of a second later: no request is lost. A broken
-        edit leaves it answering. The archive in the model store stays as it is: `build_archive` when
-        the edit is good.
+        The edited files become a new version, which is loaded beside the old one (both need memory) and made
+        the default. The old version answers until then. It finishes the requests that it has begun, and is
+        unregistered in the background, some tenths of a second later: no request is lost. If the edit is
+        broken, the old version goes on answering. The archive in the model store does not change: call
+        `build_archive` when the edit is good.
 
-        It takes as long as a worker's start, most of which is Python importing torch and transformers
-        (2.4 of 2.5 s were, for a model of BERTweet's size; `make bench` measures the whole).
+        `redeploy` takes as long as a worker's start. Python needs most of that time to import torch and
+        transformers: 2.4 of 2.5 s for a model of BERTweet's size (`make bench` measures the whole).
 
         Args:
             model: the name it is registered as; its default version is the one replaced.
@@ -276,17 +277,17 @@ class TorchServe(ModelServer):
             model_file, serialized_file: an edited model.py, or other weights, as for `build_archive`.
             config_file: edited per-model settings; without it, settings and workers stay as they are.
             extra_files: more files to replace or add, as index_to_name.json.
-            timeout: seconds to wait for the new version, and at most for the old one to finish.
+            timeout: seconds to wait for the new version, and then the maximum for the old one to finish.
 
         Returns:
-            the new version: after "1.0", "1.1".
+            the new version: "1.1" after "1.0".
 
         Raises:
-            WorkerFailed: the new version can't be loaded; it quotes the traceback.
+            WorkerFailed: the new version can't be loaded; the error quotes the traceback.
             ArchiveError: a file is missing.
             ApiError: there is no such model.
-            TutorialError: the server was not started with model_api=True (which one with sha256= can't
-                be), or the model has no worker.
+            TutorialError: the server was not started with model_api=True (which sha256= does not allow), or
+                the model has no worker.
         """
         if self._folder is None:
             raise TutorialError("This server is not running: there is nothing to replace. Start it first.")
@@ -303,7 +304,7 @@ class TorchServe(ModelServer):
             timeout=timeout,
         )
 
-    # What a running server tells
+    # What a running server reports
 
     def _connect(self, folder: Path) -> None:
         verify = self._config.settings.get("certificate_file", True)
@@ -319,14 +320,14 @@ class TorchServe(ModelServer):
 
     @property
     def pid(self) -> int:
-        """The launcher's process id; the JVM is its child, the workers are the JVM's."""
+        """The launcher's process id; the JVM is its child, and the workers are the JVM's children."""
         if self._process is None:
             raise TutorialError("This server is not running: it has no process.")
         return self._process.pid
 
     @property
     def log_dir(self) -> Path:
-        """The folder with console.log, ts_log.log, model_log.log, access_log.log and the metrics' two."""
+        """The folder with console.log, ts_log.log, model_log.log, access_log.log and two for metrics."""
         if self._log_dir is not None:
             return self._log_dir
         if self._folder is None:
@@ -335,18 +336,18 @@ class TorchServe(ModelServer):
 
     @property
     def command(self) -> str:
-        """The command that runs it, as one would type it."""
+        """The command that runs the server, as you would type it."""
         return shlex.join(["torchserve", *self._command()[3:]])
 
     @property
     def key_file(self) -> Path:
-        """The file with its tokens and its API key, which it writes when it starts."""
+        """The file with the access tokens and the API key, which the server writes when it starts."""
         if self._process is None:
             raise TutorialError("This server is not running: it has no key file.")
         return self._keys.path
 
     def token(self, kind: TokenType) -> str:
-        """The current token: "inference" or "management"; the metrics address asks for none."""
+        """Returns the current access token, "inference" or "management"; the metrics address needs none."""
         if self._process is None:
             raise TutorialError("This server is not running: it has no tokens.")
         return self._keys.token(kind)
@@ -362,7 +363,9 @@ class TorchServe(ModelServer):
             return ""
 
     def wait_for_log(self, text: str, *, log: str = "model_log.log", timeout: float = 30) -> str:
-        """A log, once it holds the text: a worker's lines are written a moment after it answered.
+        """Waits until a log holds the text, and returns the log.
+
+        A worker's lines are written a moment after it answered.
 
         Args:
             text: what to wait for.
@@ -390,16 +393,16 @@ class TorchServe(ModelServer):
 
 
 def _utf8_locale(environment: Mapping[str, str]) -> dict[str, str]:
-    """A locale in which Java finds paths with other letters than ASCII's, in place of C or none.
+    """Returns a locale in which Java finds paths with letters outside ASCII, in place of C or none.
 
-    Python sees to that for itself (PEP 538 and 540).
+    Python does this for itself (PEP 538 and 540).
     """
     names = (environment.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
     return {"LC_ALL": "C.UTF-8"} if next(filter(None, names), "C") in ("C", "POSIX") else {}
 
 
 def _check_length(folder: Path) -> None:
-    """Workers listen on Unix sockets in the folder, whose paths may not be long."""
+    """Checks that the paths of the workers' Unix sockets, which lie in the folder, are short enough."""
     longest = len(os.fsencode(folder / ".ts.sock.65535"))
     if longest > _LONGEST_SOCKET:
         raise TutorialError(
@@ -410,7 +413,7 @@ def _check_length(folder: Path) -> None:
 
 
 def _raise_if_lasting(error: ApiError, address: str) -> None:
-    """Raises where waiting can't help: the server answers, and its answer will be the same again."""
+    """Raises an error if waiting can't help: the server answers, and will give the same answer again."""
     if error.kind == "SSLError":
         raise TutorialError(
             f"The server runs, and its clients don't trust its certificate: {error.message}. Give "
@@ -421,10 +424,10 @@ def _raise_if_lasting(error: ApiError, address: str) -> None:
 
 
 def _without(hidden: set[str], folder: Path, view: Path) -> Path:
-    """The folder itself, or, where it has one of the hidden names, a new folder with links to the others."""
+    """Returns the folder; if it has one of the hidden names, a new folder with links to the others."""
     try:
         names = {entry.name for entry in folder.iterdir()}
-    except OSError:  # a zip, or not there
+    except OSError:  # a zip file, or a missing folder
         return folder
     if not names & hidden:
         return folder
@@ -466,7 +469,7 @@ def _checked_log_dir(log_dir: str | Path | None) -> Path | None:
 
 
 def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> Path | None:
-    """The folder that all archives are in; TorchServe loads local ones from there alone."""
+    """Returns the folder that all archives are in; TorchServe loads local archives only from there."""
     for archive in models.values():
         check_files(archive)
     folders = {archive.absolute().parent for archive in models.values()}
@@ -523,7 +526,7 @@ def _checked_sha256(
 
 
 def _checked_ports(ports: Mapping[str, int] | None, config: ServerConfig) -> dict[str, int]:
-    """The ports that were asked for, in ports= or in config=."""
+    """Returns the ports that were asked for, in ports= or in config=."""
     if not isinstance(ports, Mapping | None):
         raise TypeError(f"ports is {ports!r:.100}. Give a dict, as {{'inference': 8080}}.")
     asked = dict(ports or {})
@@ -545,7 +548,7 @@ def _checked_ports(ports: Mapping[str, int] | None, config: ServerConfig) -> dic
 
 
 def _choose_ports(wanted: Mapping[str, int], config: ServerConfig) -> dict[str, int]:
-    """The wanted ports, if they are free, and a free one for each other name."""
+    """Returns the wanted ports, if they are free, and a free port for each other name."""
     with contextlib.ExitStack() as held:  # all held at once, so that no two are the same
 
         def hold(name: str, port: int) -> int:

@@ -1,7 +1,7 @@
-"""config.properties: its keys, how values are written, and what they make a server and its clients do.
+"""Checks and writes config.properties, and tells what its values mean for a server and its clients.
 
-TorchServe ignores a key that it does not know, and takes a switch with an odd value for false. So each key
-and value is checked here, before anything starts.
+TorchServe ignores a key that it does not know, and reads a switch with an odd value as false. So each key and
+value is checked here, before anything starts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BY_KIND = {
 }
 _KIND = {key: kind for kind, keys in _BY_KIND.items() for key in keys.split()}
 
-# Keys that something else decides: the server's command line, or this library.
+# Keys that are set elsewhere: by the server's command line, or by this library.
 _INSTEAD = {
     "load_models": "Give models=, as {'my_model': 'model_store/my_model.mar'}.",
     "model_snapshot": "A server of this library starts without snapshots. Give models=.",
@@ -54,7 +54,7 @@ _INSTEAD = {
     "the keys themselves in config=.",
     "use_env_allowed_urls": "Give allowed_urls.",
 }
-# TorchServe's launcher reads these two itself, and knows no escapes.
+# TorchServe's launcher reads these two itself, and does not decode escapes.
 _READ_BY_THE_LAUNCHER = {
     "vmargs": "give such JVM options in the variable JAVA_TOOL_OPTIONS",
     "plugins_path": "move the plugins to such a folder",
@@ -68,14 +68,14 @@ PORT_NAMES = (*ADDRESSES, *_PORT_KEYS)
 
 _ADDRESS = re.compile(
     r"(https?)://([^:/\s]+):(\d+)", re.IGNORECASE | re.ASCII
-)  # TorchServe takes no IPv6 address
+)  # TorchServe accepts no IPv6 address
 _METRICS_MODES = ("log", "prometheus", "legacy")
 _VARIABLE = re.compile(r"\$\$[^$]+\$\$")
 _MAXIMUM = 2**31 - 1  # a Java int
 
 
 class Address(NamedTuple):
-    """Where the server listens.
+    """An address on which the server listens.
 
     >>> Address("http", "0.0.0.0", 8080).host
     '0.0.0.0'
@@ -88,10 +88,10 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Keys for config.properties, checked, and what they decide.
+    """Checked keys for config.properties, and what they decide.
 
     Attributes:
-        settings: key → the text that the server is to read.
+        settings: key → the text that the server reads.
 
     >>> config = ServerConfig.of({"disable_token_authorization": True, "inference_address": "http://0.0.0.0:80"})
     >>> config.is_on("disable_token_authorization", False), config.port("inference"), config.host("inference")
@@ -102,14 +102,14 @@ class ServerConfig:
 
     @classmethod
     def of(cls, config: Mapping[str, object] | None) -> ServerConfig:
-        """Checks what a caller gave.
+        """Checks the keys and values that a caller gave.
 
         Args:
-            config: key → value: a text, a number, True or False, a Path (a relative one is made absolute, as
-                is a text where a file is asked for); for the key models, also a dict.
+            config: key → value: a text, a number, True or False, or a Path; for the key models, also a dict.
+                A relative Path is made absolute; so is a text, if the key needs a file.
 
         Raises:
-            TypeError: it is no dict, or a value is of a kind that no text can be made of.
+            TypeError: `config` is no dict, or a value has a type that can't be written as text.
             ValueError: TorchServe does not know a key, or can't use a value. The message says what to give.
         """
         if not isinstance(config, Mapping | None):
@@ -124,11 +124,11 @@ class ServerConfig:
         return checked
 
     def is_on(self, key: str, default: bool) -> bool:
-        """What a switch is set to."""
+        """Returns whether a switch is on; `default` if it is not set."""
         return self.settings[key].lower() == "true" if key in self.settings else default
 
     def address(self, name: str) -> Address | None:
-        """The address of that name, where the config gives one."""
+        """Returns the address of that name, None if the config gives none."""
         key = f"{name}_address"
         if key not in self.settings:
             return None
@@ -146,12 +146,12 @@ class ServerConfig:
         return Address(found[1].lower(), found[2], int(found[3]))
 
     def host(self, name: str) -> str:
-        """Where the port of that name is opened."""
+        """Returns the host on which the port of that name is opened."""
         address = self.address(name)
         return address.host if address else self.settings.get(f"{name}_address", LOOPBACK)
 
     def port(self, name: str) -> int | None:
-        """The port of that name, where the config gives one."""
+        """Returns the port of that name, None if the config gives none."""
         if name in _PORT_KEYS:
             text = self.settings.get(_PORT_KEYS[name])
             return None if text is None else int(text)
@@ -159,7 +159,7 @@ class ServerConfig:
         return address.port if address else None
 
     def url(self, name: str, port: int) -> str:
-        """The address of that name, as clients on this machine ask it."""
+        """Returns the URL at which clients on this machine find the address of that name."""
         address = self.address(name)
         scheme = address.scheme if address else "https" if self.has_certificate else "http"
         host = LOOPBACK if self.host(name) == "0.0.0.0" else self.host(name)
@@ -180,10 +180,11 @@ class ServerConfig:
 
 
 def to_properties(settings: Mapping[str, object]) -> str:
-    r"""The text of a config.properties that Java reads back as these settings.
+    r"""Returns the text of a config.properties that Java reads back as these settings.
 
-    Java reads such a file as Latin-1, with \uXXXX for all else; leading blanks, line ends and backslashes
-    have a meaning. TorchServe's launcher reads it too, in the locale's encoding: both read ASCII the same.
+    Java reads such a file as Latin-1, with \uXXXX for all other letters; leading blanks, line ends and
+    backslashes have a meaning. TorchServe's launcher reads the file too, in the locale's encoding. Both read
+    ASCII in the same way.
 
     >>> to_properties({"metrics_config": "/home/jürgen/metrics.yaml", "async_logging": True})
     'metrics_config=/home/j\\u00fcrgen/metrics.yaml\nasync_logging=true\n'
@@ -192,7 +193,7 @@ def to_properties(settings: Mapping[str, object]) -> str:
 
 
 def _escape(text: str) -> str:
-    def units(match: re.Match[str]) -> str:  # of UTF-16: two for an emoji
+    def units(match: re.Match[str]) -> str:  # UTF-16 units: two for an emoji
         code = match[0].encode("utf-16-be", "surrogatepass").hex(":", 2)
         return "".join(f"\\u{unit}" for unit in code.split(":"))
 

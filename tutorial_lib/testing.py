@@ -1,4 +1,4 @@
-"""Tries handlers without a server: one batch with `run_handler`, everything with `check_handler`."""
+"""Tests handlers without a server: `run_handler` runs one batch, `check_handler` runs all checks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["HandlerAnswer", "HandlerReport", "check_handler", "run_handler"]
 
 
 class HandlerAnswer(NamedTuple):
-    """What one request of a batch would get.
+    """The answer that one request of a batch would get.
 
     Attributes:
         status: HTTP status code.
-        body: the answer's JSON, or its text where it is not JSON.
+        body: the answer's JSON, or its text if it is not JSON.
     """
 
     status: int
@@ -41,13 +41,13 @@ def run_handler(
 ) -> list[HandlerAnswer]:
     """Runs a batch of requests through a handler as TorchServe's worker does, with no server.
 
-    The files are laid out as an unpacked archive. The handler runs in that folder, with every module of the
-    archive imported afresh, the metrics that the archive's metrics.yaml declares, and streamed answers
-    collected. The whole process is in that folder meanwhile, so run one at a time.
+    The files are laid out as an unpacked archive, and the handler runs in that folder. Every module of the
+    archive is imported anew, the archive's metrics.yaml declares the metrics, and the parts of a streamed
+    answer are joined. The whole process works in that folder meanwhile, so run one handler at a time.
 
     Args:
-        handler: the Python file, or the name of one of TorchServe's own ("image_classifier").
-        requests: as a handler gets them, [{"body": {"input": ["a text"]}}, …].
+        handler: the Python file, or the name of one of TorchServe's own handlers ("image_classifier").
+        requests: in the form that a handler gets: [{"body": {"input": ["a text"]}}, …].
         model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
         gpu_id: the GPU that the worker would be given; None for the CPU.
         envelope: the server's `service_envelope` setting, as "json"; None for none.

@@ -1,8 +1,8 @@
-"""TorchServe's worker without its sockets: loads an unpacked archive, and answers batches of requests.
+"""Runs TorchServe's worker without its sockets: loads an unpacked archive, and answers batches of requests.
 
-`tutorial_lib.testing` runs it in a test, `tutorial_lib.ray_app` in a replica. The work is done by
-TorchServe's own Python package: its loader imports the handler, its `Service.predict` calls it and
-turns what comes back, or an exception, into statuses and bodies.
+`tutorial_lib.testing` uses this module in a test, `tutorial_lib.ray_app` in a replica. TorchServe's own
+Python package does the work: its loader imports the handler, and its `Service.predict` calls the handler and
+turns the result, or an exception, into statuses and bodies.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any, NamedTuple
 from tutorial_lib.archive import python_files, read_manifest
 from tutorial_lib.extras import extra
 
-# What TorchServe's worker has imported before it comes to an archive: a file of that name is never used.
+# TorchServe's worker imports these before an archive's modules, so a file of such a name is never used.
 _LOADED_BEFORE = {*sys.stdlib_module_names, "numpy", "packaging", "psutil", "torch", "ts", "yaml"}
 
 
 class Reply(NamedTuple):
-    """What one request of a batch gets.
+    """The reply to one request of a batch.
 
     Attributes:
         status: HTTP status code.
-        headers: those that the handler set.
-        body: what the handler returned, encoded; empty where TorchServe answers in its place. Of a streamed
-            answer, all chunks, one after the other, as a client reads them.
-        error: TorchServe's message where the whole batch failed ("Prediction failed"); else None.
-        chunks: of a streamed answer, what came before the last part; else ().
+        headers: the headers that the handler set.
+        body: what the handler returned, encoded; empty if TorchServe answers in its place. For a streamed
+            answer, all chunks joined, as a client reads them.
+        error: TorchServe's message if the whole batch failed ("Prediction failed"); else None.
+        chunks: the parts of a streamed answer before the last one; else ().
     """
 
     status: int
@@ -47,9 +47,9 @@ class Reply(NamedTuple):
 
 
 class Headers(dict[str, Any]):
-    """A request's headers, found however their names are spelled.
+    """A request's headers; a look-up ignores the case of the name.
 
-    TorchServe hands names over as the client spelled them; a proxy may have made them lower case.
+    TorchServe passes on names as the client spelled them; a proxy may have changed them to lower case.
 
     >>> Headers({"x-kind": "a"}).get("X-Kind")
     'a'
@@ -72,10 +72,10 @@ class Metric(NamedTuple):
     """One update of a metric by a handler.
 
     Attributes:
-        name: as the handler calls it.
+        name: the handler's name for it.
         kind: "counter", "gauge" or "histogram".
         labels: its dimensions.
-        value: what a counter grows by, or a gauge becomes.
+        value: the amount that a counter grows by, or the new value of a gauge.
     """
 
     name: str
@@ -84,16 +84,16 @@ class Metric(NamedTuple):
     value: float
 
 
-# "[METRICS]name.unit:1|#label:a,other:b|#type:COUNTER|#hostname:…", as ts/metrics/caching_metric.py writes.
+# ts/metrics/caching_metric.py writes "[METRICS]name.unit:1|#label:a,other:b|#type:COUNTER|#hostname:…".
 _METRIC = re.compile(
     r"\[METRICS](?P<name>\w+)\.[^:]*:(?P<value>[^|]+)\|#(?P<labels>[^|]*)\|#type:(?P<kind>\w+)"
 )
 
 
 def on_metric(take: Callable[[Metric], None]) -> None:
-    """From now on hands each metric of a handler to `take`, in place of this process's log.
+    """Passes each metric of a handler to `take` from now on, instead of writing it to this process's log.
 
-    A handler's metrics are lines in its worker's log, which TorchServe's frontend reads.
+    In TorchServe, a handler's metrics are lines in the worker's log, which the frontend reads.
     """
 
     class Reader(logging.Handler):
@@ -111,9 +111,9 @@ def on_metric(take: Callable[[Metric], None]) -> None:
 def in_model_folder(folder: Path) -> Iterator[None]:
     """Makes this process import and find files as the worker of an unpacked archive does.
 
-    The folder is the working directory and the first place to import from, and each module of the archive is
-    imported afresh, whatever was imported under its name before. The end puts everything back. The working
-    directory is the whole process's, so use one folder at a time.
+    The folder becomes the working directory and the first place to import from. Each module of the archive is
+    imported anew, even if a module of that name was imported before. At the end everything is restored. The
+    working directory belongs to the whole process, so use one folder at a time.
 
     Args:
         folder: the unpacked archive.
@@ -161,12 +161,12 @@ def load_service(
 ) -> Any:
     """Imports the handler of an unpacked archive and calls its `initialize`.
 
-    The handler is imported by its name, so `model_dir` has to be on `sys.path`, as `in_model_folder` puts it.
+    The handler is imported by its name, so `model_dir` must be on `sys.path`: `in_model_folder` does that.
     Metrics are declared by the archive's own metrics.yaml, or else by TorchServe's.
 
     Args:
         model_dir: the unpacked archive.
-        name: what the model is served as.
+        name: the name that the model is served as.
         gpu_id: the GPU that `context.system_properties` names; None for the CPU.
         batch_size: how many requests can come at once.
         envelope: TorchServe's `service_envelope`: "json", "body", "kserve", "kservev2"; None for none.
@@ -201,7 +201,7 @@ def load_service(
             metrics_cache=metrics,
         )
     except ModuleNotFoundError as error:
-        # Where the archive's handler can't be imported, TorchServe looks for one of its own of that name.
+        # If the archive's handler can't be imported, TorchServe looks for one of its own with that name.
         if error.name is not None and error.name.startswith("ts.torch_handler.") and error.__context__:
             raise error.__context__ from None
         raise
@@ -217,7 +217,7 @@ def load_service(
 
 
 def parameter(name: str, content_type: str, body: bytes) -> dict[str, Any]:
-    """One part of a request, decoded by its content type as ts/protocol/otf_message_handler.py does.
+    """Returns one part of a request, decoded by content type as ts/protocol/otf_message_handler.py does.
 
     >>> parameter("body", "application/json", b"[1]")["value"]
     [1]
@@ -231,14 +231,14 @@ def parameter(name: str, content_type: str, body: bytes) -> dict[str, Any]:
         elif content_type.startswith("text"):
             value = body.decode("utf-8")
     except (ValueError, RecursionError):
-        pass  # what can't be decoded goes to the handler as it came
+        pass  # a body that can't be decoded goes to the handler unchanged
     return {"name": name, "contentType": content_type, "value": value}
 
 
 def request(
     id: str, parameters: Sequence[dict[str, Any]], headers: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A request as `Service.predict` takes it."""
+    """Returns a request as `Service.predict` takes it."""
     pairs = [{"name": k.encode(), "value": v.encode()} for k, v in (headers or {}).items()]
     return {"requestId": id.encode(), "headers": pairs, "parameters": list(parameters)}
 
@@ -248,16 +248,16 @@ def predict(
     batch: Sequence[dict[str, Any]],
     on_chunk: Callable[[int, Reply], None] | None = None,
 ) -> list[Reply]:
-    """Has the handler answer a batch: one reply for each request, in order.
+    """Calls the handler with a batch, and returns one reply for each request, in order.
 
     Args:
         service: from `load_service`.
         batch: from `request`.
-        on_chunk: called with a request's index for each part of a streamed answer but the last, when the
-            handler sends the part.
+        on_chunk: called when the handler sends a part of a streamed answer, except the last part, with the
+            request's index and the part.
 
     Raises:
-        BaseException: what would end TorchServe's worker: `sys.exit`, an answer that can't be encoded.
+        BaseException: what would end TorchServe's worker: `sys.exit`, or an answer that can't be encoded.
     """
     stream = _Stream(on_chunk)
     service.set_cl_socket(stream)
@@ -271,7 +271,7 @@ def predict(
 
 
 class _Stream:
-    """Stands where the worker's socket is: a handler that streams sends each part of its answers there."""
+    """Replaces the worker's socket, to which a handler that streams sends each part of its answers."""
 
     def __init__(self, on_chunk: Callable[[int, Reply], None] | None) -> None:
         self.parts: list[list[bytes]] = []
@@ -286,7 +286,7 @@ class _Stream:
 
 
 def _decode(message: bytes) -> list[Reply]:
-    """Reads the worker's message: the format of ts/protocol/otf_message_handler.py, big-endian ints."""
+    """Reads the worker's message, in the format of ts/protocol/otf_message_handler.py (big-endian ints)."""
     position = 0
 
     def number() -> int:

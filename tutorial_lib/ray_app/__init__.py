@@ -1,4 +1,4 @@
-"""Serves a TorchServe archive, as it is, on Ray Serve: the same handler, addresses and answers.
+"""Serves an unchanged TorchServe archive on Ray Serve, with the same handler, addresses and answers.
 
 In a program that runs on a node of the cluster::
 
@@ -8,26 +8,27 @@ A replica does what a TorchServe worker does, in a process of its own, on any ho
 of TorchServe's frontend (addresses, batches, error answers) is done in `replica`; the work of its Python
 worker is done by `tutorial_lib.worker`. tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
 
-What does not carry over:
+Features of TorchServe that are missing here:
 
 - access tokens (put a gateway before Ray's proxies), registering and scaling over HTTP (deploy again), gRPC,
   workflows, explanations by OPTIONS, and reason phrases;
-- of the metrics: CPU, memory, disk and GPU of the host (Ray's own metrics have them), and a handler's
-  histograms; an archive's own metrics.yaml declares metrics for its handler, and no other one is read, so
-  that no metric of a handler is dropped because it has no entry there;
-- of a description: jobQueueStatus, since requests wait in Ray's proxies and not in one queue, and the
-  settings of TorchServe's frontend;
-- a queue that outlives a worker: for half a second, a replica that ends after a fault of its handler answers
-  503 ("Ask again") to requests that the handler has not seen, where TorchServe lets them wait; clients retry;
-- a /ping at any time: here it waits behind predictions. Load balancers ask the proxy's own /-/healthz.
+- metrics of the host's CPU, memory, disk and GPU (Ray's own metrics have them), and a handler's histograms.
+  An archive's own metrics.yaml declares metrics for its handler. No other metrics.yaml is read, so no metric
+  of a handler is dropped because it has no entry there;
+- in a description, the settings of TorchServe's frontend, and jobQueueStatus, since requests wait in Ray's
+  proxies and not in one queue;
+- a queue that outlives a worker. For half a second, a replica that ends after a fault of its handler answers
+  503 ("Ask again") to requests that the handler has not seen, so clients retry. TorchServe lets them wait;
+- a /ping at any time: here a /ping waits behind predictions. Load balancers ask the proxy's own /-/healthz.
 
 TorchServe's service_envelope is a setting of the whole server; here it is a setting of the model config.
-Below a route prefix ("/team") an application has all its addresses there ("/team/predictions/my_model"); a
-prefix that is itself an address ("/predictions/my_model") has that one alone.
+With a route prefix ("/team"), an application has all its addresses below the prefix
+("/team/predictions/my_model"). With a prefix that is itself an address ("/predictions/my_model"), it has only
+that address.
 
 `build_app` refuses or warns about settings of the archive that have no effect here. It also warns about a
-cluster without Ray Serve's fast ingress, HAProxy, which hands requests straight to replicas. Ray reads these
-variables when it is imported, on every node::
+cluster without Ray Serve's fast ingress, HAProxy, which passes requests directly to replicas. These variables
+turn HAProxy on; Ray reads them when it is imported, on every node::
 
     RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1
 
@@ -78,9 +79,9 @@ def build_app(
 ) -> serve.Application:
     """Makes a Ray Serve application of an archive, for `serve.run`.
 
-    Run again with a new archive under the same application name, it is a rolling update: replicas of
-    the new archive start beside the old ones, which stop when the new ones are ready. If the new ones
-    can't start, `serve.run` raises and the old ones stay. The cluster needs room for replicas of both.
+    `serve.run` with a new archive under the same application name is a rolling update: replicas of the new
+    archive start beside the old ones, which stop when the new ones are ready. If the new ones can't start,
+    `serve.run` raises an error and the old ones stay. The cluster needs room for replicas of both.
 
     Args:
         mar: the archive: a .mar, a .tar.gz or a folder. Every node has it at this path: in its image,
@@ -89,15 +90,15 @@ def build_app(
         replicas: how many, or the minimum and the maximum between which Ray scales by load; None for
             the archive's minWorkers and maxWorkers.
         num_cpus: CPUs that Ray reserves for a replica; torch uses as many threads.
-        num_gpus: GPUs for a replica; None for 1 where the archive's deviceType is "gpu", else 0.
-        max_request_size: larger bodies are refused with a 413; in bytes.
+        num_gpus: GPUs for a replica; None for 1 if the archive's deviceType is "gpu", else 0.
+        max_request_size: the maximum size of a body in bytes; larger ones are refused with a 413.
 
     Returns:
         the application. It is a blueprint: replicas start with `serve.run`.
 
     Raises:
         ArchiveError: the archive is missing, broken, or needs what only TorchServe has.
-        ValueError: replicas is neither a number nor two, or the name can't stand in an address.
+        ValueError: replicas is neither a number nor two numbers, or the name can't be part of an address.
 
     >>> from tutorial_lib import build_archive
     >>> import tempfile
@@ -121,12 +122,12 @@ def build_app(
 
 
 def _deployment_options(settings: dict[str, Any], minimum: int, maximum: int) -> dict[str, Any]:
-    """TorchServe's settings as those of a Ray Serve deployment."""
+    """Converts TorchServe's settings to those of a Ray Serve deployment."""
     batch_size = int(settings["batchSize"])
     options: dict[str, Any] = {
-        "max_ongoing_requests": 2 * batch_size,  # one batch in the handler, the next one gathering
+        "max_ongoing_requests": 2 * batch_size,  # one batch in the handler, one being gathered
         "max_queued_requests": int(settings["jobQueueSize"]),
-        "max_surge_percent": 100,  # new replicas before old ones stop: a broken archive does no harm
+        "max_surge_percent": 100,  # new ones start before old ones stop: a broken archive does no harm
         "max_constructor_retry_count": 2,
         "graceful_shutdown_timeout_s": float(settings["responseTimeout"]),
     }
@@ -137,11 +138,11 @@ def _deployment_options(settings: dict[str, Any], minimum: int, maximum: int) ->
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """`build_app` for Ray's own command line and config files: `args` are its arguments.
+    """Calls `build_app` for Ray's own command line and config files: `args` are its arguments.
 
     serve run tutorial_lib.ray_app:app mar=/models/my_model.mar name=my_model replicas=2
 
-    The command line passes text, so numbers are parsed from text, replicas=2,16 too.
+    The command line passes text, so numbers are parsed from text, as in replicas=2,16.
 
     Args:
         args: `mar`, and any other argument of `build_app`.
@@ -150,7 +151,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         the application.
 
     Raises:
-        ArchiveError: as `build_app`.
+        ArchiveError: as for `build_app`.
         ValueError: an argument that `build_app` does not have, or text where a number is needed.
 
     >>> app({"mar": "model_store/my_model.mar", "num_cpus": "many"})

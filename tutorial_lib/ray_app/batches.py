@@ -1,4 +1,4 @@
-"""The thread of a replica in which all of the handler runs, one batch after the other, as in a worker."""
+"""Runs all of a replica's handler in one thread, one batch after the other, as in a worker."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tutorial_lib import worker
 
 
 class Answer(NamedTuple):
-    """What the handler gave for a request, and how many seconds the request waited for its batch."""
+    """The handler's reply to a request, and how many seconds the request waited for its batch."""
 
     reply: worker.Reply
     queued: float
 
 
 class NotBegun(Exception):
-    """The thread ended before the handler saw this request, which may be repeated elsewhere."""
+    """The thread ended before the handler saw this request, so the request may be repeated elsewhere."""
 
 
 class Job:
-    """A request on its way through the thread; made in the event loop that waits for its answer.
+    """A request that the thread answers; made in the event loop that waits for the answer.
 
     Attributes:
         request: as `worker.predict` takes it.
-        answer: set when the handler has answered. NotBegun where it has not seen the request.
-        parts: the parts of a streamed answer but the last; None after the whole answer.
-        came: when it was made, by `time.monotonic`.
+        answer: set when the handler has answered; NotBegun if the handler has not seen the request.
+        parts: the parts of a streamed answer except the last; None after the whole answer.
+        came: when the job was made, by `time.monotonic`.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -53,15 +53,15 @@ class Job:
 
 
 class HandlerThread(threading.Thread):
-    """Loads a service, and has it answer jobs.
+    """Loads a service, and has it answer jobs in batches.
 
-    A batch is gathered when the handler is free, as TorchServe's frontend does it: all that wait, up to
-    `size`; where fewer wait, more are awaited for `delay` seconds. (`serve.batch` gathers while the handler
-    is busy, so that its batches are small ones under load.)
+    A batch is gathered when the handler is free, as in TorchServe's frontend: it takes all jobs that wait, up
+    to `size`. If fewer wait, the thread waits for more for `delay` seconds. (`serve.batch` gathers while the
+    handler is busy, so that its batches are small under load.)
 
     Attributes:
-        service: done when the handler is loaded.
-        ended: the handler hung, or did what ends a worker, and answers no more.
+        service: a future that is done when the handler is loaded.
+        ended: whether the handler hung, or did what ends a worker, and answers no more.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class HandlerThread(threading.Thread):
         on_batch: Callable[[float, float], None],
         on_end: Callable[[], None],
     ) -> None:
-        """Loads and begins.
+        """Starts the thread, which loads the service.
 
         Args:
             load: makes the service for `worker.predict`.
-            size: the most jobs of a batch.
-            delay: seconds.
-            silence: seconds after which a handler that says nothing counts as hung.
-            on_batch: called with the seconds that a batch's first job waited, and that the batch took.
+            size: the maximum number of jobs in a batch.
+            delay: seconds to wait for more jobs.
+            silence: seconds after which a handler that sends nothing counts as hung.
+            on_batch: called with the seconds that a batch's first job waited, and those that the batch took.
             on_end: called in the event loop when the handler hangs, or has done what ends a worker.
         """
         super().__init__(name="handler", daemon=True)
@@ -94,14 +94,14 @@ class HandlerThread(threading.Thread):
         self.start()
 
     def put(self, job: Job) -> None:
-        """Takes a job, in its event loop."""
+        """Takes a job; called in the job's event loop."""
         if self.ended:
             job.settle(NotBegun())
         else:
             self._jobs.put(job)
 
     def run(self) -> None:
-        """The thread's work; `start` calls it."""
+        """Does the thread's work; `start` calls it."""
         try:
             service = self._load()
         except BaseException as error:
@@ -123,7 +123,7 @@ class HandlerThread(threading.Thread):
         return [job for job in jobs if not job.answer.done()]  # without those whose client is gone
 
     def _answer(self, service: Any, jobs: list[Job]) -> bool:
-        """Whether the handler can go on."""
+        """Has the handler answer a batch, and returns whether the handler can go on."""
         began, loop = time.monotonic(), jobs[0].answer.get_loop()
 
         def soon(call: Callable[..., None], *arguments: Any) -> None:
@@ -149,10 +149,10 @@ class HandlerThread(threading.Thread):
         )
         return True
 
-    # The rest runs in the event loop.
+    # The methods below run in the event loop.
 
     def _watch(self, jobs: list[Job] | None) -> None:
-        """Waits for a sign of life of these jobs, and no longer for earlier ones."""
+        """Starts to wait for an answer to these jobs, and no longer waits for earlier ones."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
@@ -163,7 +163,7 @@ class HandlerThread(threading.Thread):
         jobs[index].parts.put_nowait(part)
 
     def _deliver(self, jobs: list[Job], answers: list[Answer]) -> None:
-        if self.ended:  # it hung, and was given up
+        if self.ended:  # the handler hung, and was given up
             return
         self._watch(None)
         for job, answer in zip(jobs, answers, strict=True):
@@ -174,7 +174,7 @@ class HandlerThread(threading.Thread):
         self._end(jobs)
 
     def _end(self, jobs: list[Job]) -> None:
-        """These jobs get the answer of a dead worker, and those that wait may be repeated."""
+        """Ends the work: these jobs get the answer of a dead worker, and those that wait may be repeated."""
         self.ended = True
         self._watch(None)
         self._on_end()

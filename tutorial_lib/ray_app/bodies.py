@@ -1,4 +1,4 @@
-"""Request bodies as TorchServe reads them: forms become their fields, any other body is one parameter."""
+"""Reads request bodies as TorchServe does: forms become their fields, any other body is one parameter."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ with extra("ray", "tutorial_lib.ray_app"):
 
 
 def read_body(content_type: str, body: bytes) -> list[dict[str, Any]]:
-    """The parameters of a request, as `worker.request` takes them.
+    """Returns the parameters of a request, as `worker.request` takes them.
 
     Args:
-        content_type: the header's value; "" where there is none.
-        body: as it came.
+        content_type: the header's value; "" if there is none.
+        body: the body, unchanged.
 
     Raises:
-        ValueError: a form has a "%" that two hexadecimal digits don't follow.
+        ValueError: a form has a "%" without two hexadecimal digits after it.
 
     >>> [(part["name"], part["value"]) for part in read_body("application/json", b"[1]")]
     [('body', [1])]
@@ -42,7 +42,7 @@ def read_body(content_type: str, body: bytes) -> list[dict[str, Any]]:
 
 
 def _urlencoded(body: bytes) -> Iterator[tuple[str, bytes]]:
-    """Fields as Netty's decoder in TorchServe reads them: a line end in a value ends the whole form."""
+    """Yields fields as TorchServe's Netty decoder reads them: a line end in a value ends the whole form."""
     *fields, last = body.split(b"&")
     for field in fields + ([last] if b"=" in last else []):  # Netty drops a last field without "="
         name, _, rest = field.partition(b"=")
@@ -69,7 +69,7 @@ def _multipart(content_type: str, body: bytes) -> list[dict[str, Any]]:
         file.file_object.seek(0)
         add(file.field_name, file.content_type, file.file_object.read())
 
-    with contextlib.suppress(FormParserError):  # the parts before a fault count
+    with contextlib.suppress(FormParserError):  # the parts before a fault are kept
         python_multipart.parse_form(
             {"Content-Type": content_type.encode()},
             io.BytesIO(body),

@@ -1,4 +1,4 @@
-"""What a replica counts: TorchServe's metrics under TorchServe's names, and those of the handler."""
+"""Counts a replica's metrics: those of TorchServe under TorchServe's names, and those of the handler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 
-# What TorchServe's frontend measures, and is measured here.
+# The metrics of TorchServe's frontend that are measured here too.
 _KINDS = {
     "ts_inference_requests_total": "counter",
     "ts_inference_latency_microseconds": "counter",
@@ -45,8 +45,8 @@ class Metrics:
 
         Args:
             name: the metric's name.
-            labels: beside the common ones.
-            value: what a counter grows by, or a gauge becomes.
+            labels: more labels, beside the common ones.
+            value: the amount that a counter grows by, or the new value of a gauge.
             kind: "counter" or "gauge", for a metric that TorchServe does not have.
         """
         key = name, _exposed(tuple({**labels, **self._common}.items()))
@@ -59,7 +59,7 @@ class Metrics:
             self.update(name, labels)
 
     def state(self) -> State:
-        """Kinds by name, and values by name and labels."""
+        """Returns kinds by name, and values by name and labels."""
         return dict(self._kinds), dict(self._values)
 
 
@@ -69,7 +69,7 @@ def _exposed(labels: tuple[tuple[str, str], ...]) -> str:
 
 
 def exposition(states: Iterable[State]) -> str:
-    """Several replicas' metrics in Prometheus' text format; each metric's lines stand together."""
+    """Returns several replicas' metrics in Prometheus' text format, each metric's lines together."""
     states = list(states)
     lines = []
     for metric, kind in {name: kind for kinds, _ in states for name, kind in kinds.items()}.items():

@@ -1,4 +1,4 @@
-"""The archive on a node: unpacked once, shared by all replicas there, removed when none uses it."""
+"""Unpacks an archive once on a node for all replicas there, and removes it when none uses it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tutorial_lib.errors import ArchiveError
 
 @contextlib.contextmanager
 def unpacked(archive: Path, digest: str) -> Iterator[Path]:
-    """The folder of the unpacked archive: one on a node, shared by all that are inside this context.
+    """Gives the folder of the unpacked archive: one per node, shared by all users of this context.
 
-    Whoever uses a folder holds a shared lock on it, which ends with the process. Unused folders are removed
-    whenever an archive is unpacked or left.
+    Each user of a folder holds a shared lock on it, which ends with the user's process. Unused folders are
+    removed whenever this context is entered or left.
 
     Args:
         archive: a .mar, a .tar.gz or a folder.
         digest: the `archive_sha256` that it must have.
 
     Raises:
-        ArchiveError: the archive is missing on this node, is another one, or can't be unpacked; or another
-            user could change the folder that archives are unpacked into.
+        ArchiveError: the archive is missing on this node, has another digest, or can't be unpacked; or
+            another user could change the folder that archives are unpacked into.
 
     >>> from tutorial_lib import build_archive
     >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
@@ -52,7 +52,7 @@ def unpacked(archive: Path, digest: str) -> Iterator[Path]:
 
 
 def _private_folder(folder: Path) -> Path:
-    """Makes a folder that nobody else may write to: the code in it is run."""
+    """Makes a folder that nobody else may write to, since the code in it is run."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()

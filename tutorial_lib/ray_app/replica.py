@@ -1,4 +1,4 @@
-"""One replica: a worker with its own copy of the model, behind the addresses of TorchServe's frontend."""
+"""Defines a replica: a worker with its own model, behind the addresses of TorchServe's frontend."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Replica:
             worker.load_service,
             folder,
             self._model.name,
-            gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica no GPUs but its own
+            gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica only its own GPUs
             batch_size=int(settings["batchSize"]),
             envelope=self._model.envelope,
         )
@@ -101,18 +101,18 @@ class Replica:
         self._metrics.update("WorkerThreadTime", self._host, round(took * 1e3))
 
     def _end(self) -> None:
-        """A fault that ends a TorchServe worker ends the replica too."""
+        """Ends the replica after a fault that ends a TorchServe worker."""
         asyncio.get_running_loop().call_later(_SECONDS_TO_SEND, os._exit, 1)  # Ray starts a new replica
 
     def _take_metric(self, metric: worker.Metric) -> None:
-        """Takes a metric of the handler; TorchServe's frontend reads them from the worker's log."""
+        """Takes a metric of the handler; TorchServe's frontend reads such metrics from the worker's log."""
         if metric.kind in ("counter", "gauge"):
             labels = {**metric.labels, "Hostname": self._host["Hostname"]}
             self._metrics.update(metric.name, labels, metric.value, metric.kind)
 
     async def __call__(self, request: Request) -> Response:
         """Answers one request as TorchServe would, at its inference, management or metrics address."""
-        id = str(uuid.UUID(int=random.getrandbits(128), version=4))  # without a system call
+        id = str(uuid.UUID(int=random.getrandbits(128), version=4))  # unlike uuid4(), makes no system call
         try:
             response = await self._answer(request, id)
         except HTTPError as error:
@@ -179,7 +179,7 @@ class Replica:
         self._metrics.update("ts_queue_latency_microseconds", labels, queued * 1e6)
         self._metrics.update("ts_inference_latency_microseconds", labels, (time.monotonic() - began) * 1e6)
         if reply.error is None:
-            # HTTP allows no body with these; the bytes would be taken for the next answer.
+            # HTTP allows no body with these statuses: a client would take the bytes for the next answer.
             body = b"" if reply.status in (204, 304) else reply.body
             return Response(body, reply.status, reply.headers)
         status = 507 if reply.status == 413 else reply.status
@@ -215,7 +215,10 @@ class Replica:
         return [state for state in states if isinstance(state, dict)]
 
     async def state(self) -> dict[str, Any]:
-        """This replica as TorchServe describes a worker, and its metrics; each replica asks all others."""
+        """Describes this replica as TorchServe describes a worker, and adds its metrics.
+
+        Each replica asks all others.
+        """
         process = psutil.Process()
         return {
             "metrics": self._metrics.state(),
@@ -232,13 +235,13 @@ class Replica:
 
 
 def _ask_again() -> HTTPError:
-    """The handler has not seen this request, so that it may be repeated."""
+    """Returns the error for a request that the handler has not seen, so that it may be repeated."""
     message = "This replica ends after a fault of its handler, and Ray starts a new one. Ask again."
     return HTTPError(503, "ServiceUnavailableException", message)
 
 
 def _address(scope: Mapping[str, Any]) -> list[str]:
-    """The parts of the path below the application's route prefix."""
+    """Returns the parts of the path below the application's route prefix."""
     prefix, path = scope.get("root_path", ""), scope["path"]
     if prefix.split("/")[1:2] not in [[address] for address in _ADDRESSES]:
         path = path.removeprefix(prefix)
@@ -247,7 +250,7 @@ def _address(scope: Mapping[str, Any]) -> list[str]:
 
 
 async def _stream(part: worker.Reply, job: Job) -> AsyncIterator[bytes]:
-    """A streamed answer: the parts as the handler sends them, and what it returns at last."""
+    """Yields a streamed answer: the parts as the handler sends them, then what it returns at the end."""
     sent = 0
     more: worker.Reply | None = part
     while more is not None:
@@ -261,7 +264,7 @@ async def _stream(part: worker.Reply, job: Job) -> AsyncIterator[bytes]:
 
 
 def _without_marks(headers: Mapping[str, str]) -> dict[str, str]:
-    """The handler's headers, without the one by which TorchServe's worker marks a part."""
+    """Returns the handler's headers, without the one by which TorchServe's worker marks a part."""
     return {name: value for name, value in headers.items() if name != "ts_stream_next"}
 
 

@@ -1,4 +1,4 @@
-"""What an archive asks of its server, checked: settings that Ray Serve takes, ignores, or can't do."""
+"""Reads and checks an archive's settings: those that Ray Serve takes, ignores, or can't do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ONLY_TORCHSERVE = (
     "parallelType",
     "torchrun",
 )
-# Settings that have no effect here; the model is served all the same.
+# Settings that have no effect here; the model is served anyway.
 _IGNORED = {
     "deviceIds": "Ray chooses the GPUs",
     "useVenv": "replicas use the packages of their node",
@@ -50,7 +50,7 @@ _IGNORED = {
 
 @dataclass(frozen=True)
 class Model:
-    """What a replica has to know: the archive, and what its manifest and model config say.
+    """What a replica must know: the archive, and the values of its manifest and model config.
 
     Attributes:
         archive: the file's path, the same on every node.
@@ -58,7 +58,7 @@ class Model:
         name: the name in /predictions/<name>.
         handler: the manifest's handler.
         version: the manifest's modelVersion.
-        requirements: the manifest's requirementsFile; None where it has none.
+        requirements: the manifest's requirementsFile; None if it has none.
         envelope: the model config's service_envelope; None for none.
         settings: the model config, with TorchServe's defaults: batchSize, maxBatchDelay (ms), …
         max_request_size: in bytes.
@@ -80,11 +80,11 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
 
     Args:
         mar: the archive: a .mar, a .tar.gz or a folder.
-        name: what the model is served as.
+        name: the name that the model is served as.
         max_request_size: in bytes.
 
     Raises:
-        ArchiveError: the archive is missing or broken, or a setting is wrong or only TorchServe has it.
+        ArchiveError: the archive is missing or broken, or a setting is wrong or works only with TorchServe.
         ValueError: the name has a "/", or is "", "." or "..".
 
     >>> from tutorial_lib import build_archive
@@ -170,9 +170,9 @@ def warn_about_ignored(model: Model) -> None:
 
 
 def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
-    """Warns where the cluster's GPUs and the archive's deviceType don't match.
+    """Warns if the cluster's GPUs and the archive's deviceType don't match.
 
-    Before `ray.init` there is no cluster to look at, and no warning.
+    Before `ray.init` there is no cluster to check, so there is no warning.
 
     Args:
         model: from `read_model`.
@@ -196,15 +196,15 @@ def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
         )
 
 
-# With both, HAProxy hands each request to a replica; without, a Python proxy handles each request first.
+# With both, HAProxy passes each request to a replica; without, a Python proxy handles each request first.
 FAST_INGRESS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
 
 def warn_about_ingress() -> None:
-    """Warns where the cluster runs without Ray Serve's fast ingress.
+    """Warns if the cluster runs without Ray Serve's fast ingress.
 
-    Ray reads both variables when it starts. Before `ray.init` they are looked up in this process, which
-    the cluster inherits them from.
+    Ray reads both variables when it starts. Before `ray.init` they are looked up in this process, from which
+    the cluster inherits them.
     """
     if ray.is_initialized():
         missing = ray.get(ray.remote(num_cpus=0)(_missing_variables).remote())
@@ -223,15 +223,15 @@ def _missing_variables() -> list[str]:
 
 
 def replica_bounds(replicas: int | tuple[int, int] | None, settings: dict[str, Any]) -> tuple[int, int]:
-    """The minimum and the maximum number of replicas.
+    """Returns the minimum and the maximum number of replicas.
 
     Args:
         replicas: as in `build_app`.
-        settings: of a `Model`.
+        settings: the settings of a `Model`.
 
     Raises:
         ArchiveError: the minimum is 0, or larger than the maximum.
-        ValueError: replicas is neither a number nor two.
+        ValueError: replicas is neither a number nor two numbers.
 
     >>> replica_bounds(None, {"minWorkers": 1, "maxWorkers": 4}), replica_bounds(2, {})
     ((1, 4), (2, 2))

@@ -24,11 +24,11 @@ def answer(user, share):
         lambda answer: (
             answer("1.0", "1.0", "2.0")
             == [("register", "2.0"), ("set_default", "2.0"), ("unregister", "1.0")]
-            and answer("2.0", "1.0", "2.0") == [("register", "2.0"), ("unregister", "1.0")]
+            and answer("3.0", "1.0", "2.0") == [("register", "2.0"), ("unregister", "1.0")]
         ),
         "the new one comes in first, and the old one goes last",
         """def answer(default, old, new):
-    switch = [] if default == new else [("set_default", new)]
+    switch = [("set_default", new)] if default == old else []
     return [("register", new), *switch, ("unregister", old)]""",
     ),
 }
