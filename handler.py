@@ -11,6 +11,8 @@ import itertools
 import json
 import logging
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -24,11 +26,12 @@ from ts.torch_handler.base_handler import BaseHandler
 logger = logging.getLogger(__name__)
 logger.info("Transformers version %s", transformers.__version__)
 
-# model-config.yaml explains each option; chapter 09 measures the first four.
+# model-config.yaml explains each option; chapter 09 measures the first five.
 DEFAULTS = {
     "backend": "auto",
     "dtype": "float32",
     "threads": None,
+    "passes": 1,
     "forward_size": 4,
     "max_texts": 1000,
     "threshold": 0.5,
@@ -80,6 +83,12 @@ class ModelHandler(BaseHandler):
 
         if self.options["threads"]:
             torch.set_num_threads(self.options["threads"])
+        passes = self.options["passes"] = self._passes(self.options["passes"])
+        logger.info("Forward passes at once: %d", passes)
+        self.in_passes = map
+        if passes > 1:  # MKL has a number of threads for each thread that calls it
+            threads = (torch.get_num_threads(),)
+            self.in_passes = ThreadPoolExecutor(passes, "pass", torch.set_num_threads, threads).map
         if not (model_dir / "config.json").is_file():
             raise RuntimeError("Missing config.json: put the exported model's files into the archive")
         self.config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
@@ -147,6 +156,15 @@ class ModelHandler(BaseHandler):
             return self.model(**inputs).logits.float()
 
         return logits
+
+    def _passes(self, asked):
+        """Returns how many forward passes run at once; auto: as many as this process has cores for."""
+        if asked == "auto":
+            cores = _cores()
+            return 1 if self.device.type == "cuda" else max(1, cores // (self.options["threads"] or cores))
+        if type(asked) is not int or asked < 1:
+            raise RuntimeError(f"passes is {asked!r}, but should be auto or a number from 1 up")
+        return asked
 
     def _dtype(self, asked):
         """Returns the dtype asked for; auto takes bfloat16 where the hardware computes in it."""
@@ -325,24 +343,29 @@ class ModelHandler(BaseHandler):
         Texts of similar length go through the model together, a few at a time: padding costs as much as
         words, and every row of a pass is as long as the longest row.
         """
-        self.tokens, self.slots = sum(map(len, ids)), 0  # for _report_metrics
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        scores = torch.empty(len(ids), self.config.num_labels)
         size = self.options["forward_size"]
-        with torch.inference_mode():
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                self.slots += len(rows) * len(ids[rows[-1]])  # the last one is the longest
-                scores[rows] = SCORES[self.problem_type](self._logits([ids[i] for i in rows])).cpu()
+        passes = [order[start : start + size] for start in range(0, len(order), size)]
+        self.tokens = sum(map(len, ids))  # this and slots are for _report_metrics
+        self.slots = sum(len(rows) * len(ids[rows[-1]]) for rows in passes)  # the last row is the longest
+        scores = torch.empty(len(ids), self.config.num_labels)
+        found = self.in_passes(self._scores, [[ids[i] for i in rows] for rows in passes])
+        for rows, computed in zip(passes, found, strict=True):
+            scores[rows] = computed
         logger.info("Predictions successfully created")
         return scores
+
+    def _scores(self, rows):
+        """Returns the scores of one pass. Each thread needs its own inference_mode."""
+        with torch.inference_mode():
+            return SCORES[self.problem_type](self._logits(rows)).cpu()
 
     def _logits(self, rows):
         """Returns the logits of a few texts. If one text can't be computed, the others still are."""
         padded, mask = self._pad(rows)
         try:
             return self.forward(padded, mask)
-        except Exception:  # T5, for one, needs equally many end tokens in each row; a text may have some
+        except Exception:  # T5 needs the same number of end tokens in each row; a text may have some
             logger.exception("The model can't compute %d texts together", len(rows))
             if len(rows) == 1:
                 return torch.full((1, self.config.num_labels), torch.nan)
@@ -423,6 +446,14 @@ class ModelHandler(BaseHandler):
             if count:
                 own = [Dimension(*pair) for pair in {**dimensions, "model_version": version}.items()]
                 metrics.add_metric(name, count, "count", dimensions=own)
+
+
+def _cores():
+    """Returns how many cores this process may use. A Ray replica's share is in OMP_NUM_THREADS."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    if share.isdigit():
+        return int(share)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_memory(*weights):

@@ -143,8 +143,47 @@ def test_threads_are_those_asked_for(model_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cores", "options", "passes"),
+    [
+        ("3", {"passes": "auto", "threads": 1}, 3),
+        ("5", {"passes": "auto", "threads": 2}, 2),
+        ("2", {"passes": "auto", "threads": 4}, 1),
+        ("4", {"passes": "auto"}, 1),  # torch takes all cores for one pass then
+        ("4", {"passes": 2, "threads": 1}, 2),
+        ("4", {}, 1),
+    ],
+)
+def test_passes_auto_are_as_many_as_there_are_cores_for(
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cores: str,
+    options: dict[str, Any],
+    passes: int,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", cores)
+    before = torch.get_num_threads()
+    try:
+        with caplog.at_level("INFO"):
+            ask(model_dir, tmp_path, **options)
+    finally:
+        torch.set_num_threads(before)
+    assert f"Forward passes at once: {passes}\n" in caplog.text
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_passes_at_once_give_the_answers_of_one_after_the_other(
+    folder: Path, tmp_path: Path, backend: str
+) -> None:
+    one, three = (ask(folder, tmp_path, backend=backend, threads=1, passes=passes) for passes in (1, 3))
+    assert [answer.body for answer in one] == [answer.body for answer in three]
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
+        *(({"passes": bad}, f"passes is {bad!r}") for bad in (0, -1, 1.5, True, "many", None)),
         ({"backend": "onnx"}, "Missing model.onnx: .*export_onnx"),
         ({"backend": "tensorflow"}, "no backend 'tensorflow': it is auto, torch or onnx"),
         ({"dtype": "int8"}, "no dtype 'int8': it is auto, float32 or bfloat16"),

@@ -388,7 +388,7 @@ def test_the_librarys_clients_work_on_ray(addresses: tuple[str, str], ray_addres
             management.unregister("my_model")
         counted = metrics.scrape("ts_inference_requests_total")
         by_status = metrics.scrape("Requests")
-    assert (description["modelVersion"], description["batchSize"]) == ("1.0", 16)
+    assert (description["modelVersion"], description["batchSize"]) == ("1.0", 32)
     assert [worker["status"] for worker in description["workers"]] == ["READY"]
     assert refused.value.status == 405
     assert counted["value"].sum() > len(TYPES) * len(BODIES)

@@ -77,7 +77,7 @@ def test_an_edit_answers_and_the_weights_are_not_copied(running: TorchServe, tmp
     assert weights(running).stat().st_ino == inode
     eventually(lambda: versions(running) == ["1.1"])
     described = running.management.describe("my_model")
-    assert len(described["workers"]) == 2 and described["batchSize"] == 16
+    assert len(described["workers"]) == 2 and described["batchSize"] == 32
 
 
 def test_settings_can_be_edited_and_the_files_of_the_version_before_go(
