@@ -2,6 +2,7 @@
 
 python benchmarks/run.py                       both models, three rounds: about half an hour on 2 cores
 python benchmarks/run.py --models embedded     only the small model
+python benchmarks/run.py --handlers            the handlers again; the rest stays as an earlier run found it
 
 Two tables answer two questions: what the handler brings (the course's against the article's, both on
 TorchServe; README.md names the article), and what the server brings (the course's handler, with the same
@@ -128,37 +129,32 @@ def make_model(name: str, folder: Path) -> Path:
 # Throughput
 
 
-def throughput(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
-    """Measures handlers and servers, a row for each round and contender, and what our best one costs."""
-    count, seconds, first = MODELS[name]
-    texts = [tweet.text for tweet in sample_tweets(count)]
-    labels = PlainModel(model_dir, CORES)(texts)
-    measure = partial(in_turns, model_dir=model_dir, texts=texts, labels=labels, seconds=seconds, first=first)
+def handlers(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
+    """Measures the handlers, a row for each round and contender, and what our best one costs."""
     spent: list[pd.DataFrame] = []
-    handlers = measure(
-        HANDLERS, work=fresh(work / "handlers"), rounds=rounds,
-        last=lambda running: spent.append(costs(running[BEST], texts, seconds)),
-    )  # fmt: skip
-    servers = measure(SERVERS, work=fresh(work / "servers"), rounds=rounds)
-    return {"handlers": handlers, "servers": servers, "costs": spent[0]}
+
+    def last(running: dict[str, Running], texts: list[str]) -> None:
+        spent.append(costs(running[BEST], texts, MODELS[name][1]))
+
+    rows = in_turns(HANDLERS, name, model_dir, fresh(work / "handlers"), rounds, last)
+    return {"handlers": rows, "costs": spent[0]}
 
 
 def in_turns(
     contenders: dict[str, Callable[[Path, Path], Any]],
-    *,
+    name: str,
     model_dir: Path,
     work: Path,
-    texts: list[str],
-    labels: list[str],
     rounds: int,
-    seconds: float,
-    first: float,
-    last: Callable[[dict[str, Running]], object] = lambda running: None,
+    last: Callable[[dict[str, Running], list[str]], object] = lambda running, texts: None,
 ) -> pd.DataFrame:
     """Measures contenders in turn: a row for each round and contender, and for the same code in process.
 
-    `last` is called at the end, with the running contenders.
+    `last` is called at the end, with the running contenders and the texts.
     """
+    count, seconds, first = MODELS[name]
+    texts = [tweet.text for tweet in sample_tweets(count)]
+    labels = PlainModel(model_dir, CORES)(texts)
     rows = []
     with contextlib.ExitStack() as stack:
         running: dict[str, Running] = {}
@@ -189,7 +185,7 @@ def in_turns(
             rate = limit.measure(seconds, batch_size=32)["texts_per_s"]
             rows.append({"round": number, "contender": LIMIT, "requests_per_s": rate})
             say(f"round {number + 1}: {LIMIT:34} {rate:8.1f}/s")
-        last(running)
+        last(running, texts)
     return pd.DataFrame(rows)
 
 
@@ -532,6 +528,12 @@ def plot(results: dict[str, dict[str, Any]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
+def earlier(folder: Path, name: str) -> dict[str, pd.DataFrame]:
+    """Returns what an earlier run measured for a model."""
+    found = json.loads((folder / "results.json").read_text())[name]
+    return {what: pd.DataFrame(rows) for what, rows in found.items()}
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
@@ -540,6 +542,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures ways to serve a model.")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--handlers", action="store_true", help="measure only the handlers again")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder for results.md, .json and .svg")
     args = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
@@ -548,7 +551,11 @@ def main() -> None:
             work = fresh(Path(scratch) / name)
             say(f"model {name}")
             model_dir = make_model(name, work / "my_model")
-            one: dict[str, Any] = throughput(name, model_dir, work, args.rounds)
+            one: dict[str, Any] = handlers(name, model_dir, work, args.rounds)
+            if args.handlers:
+                results[name] = earlier(args.out, name) | one
+                continue
+            one["servers"] = in_turns(SERVERS, name, model_dir, fresh(work / "servers"), args.rounds)
             one["one client"] = one_client(model_dir, work, args.rounds)
             say("one client: done")
             if name == "embedded":
