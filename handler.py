@@ -350,8 +350,7 @@ class ModelHandler(BaseHandler):
         self.slots = sum(len(rows) * len(ids[rows[-1]]) for rows in passes)  # the last row is the longest
         scores = torch.empty(len(ids), self.config.num_labels)
         found = self.in_passes(self._scores, [[ids[i] for i in rows] for rows in passes])
-        for rows, computed in zip(passes, found, strict=True):
-            scores[rows] = computed
+        scores[order] = torch.cat([scores[:0], *found])
         logger.info("Predictions successfully created")
         return scores
 

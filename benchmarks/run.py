@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -246,12 +247,17 @@ def resume(pid: int) -> None:
 
 
 def wake(one: Running) -> None:
-    """Resumes a contender, and waits until it answers: after minutes of pause its first request may fail."""
+    """Resumes a contender, and waits until all its processes answer.
+
+    After minutes of pause, the first batch that a worker gets may be lost. So as many requests as clients
+    ask at once: enough for a batch in each worker.
+    """
     resume(one.pid)
-    until = time.monotonic() + 60
-    while not one.is_there():
-        if time.monotonic() > until:
-            raise RuntimeError(f"{one.url} does not answer after its pause")
+    until = time.monotonic() + 120
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        while not all(pool.map(lambda _: one.is_there(), range(CLIENTS))):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{one.url} does not answer after its pause")
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -528,10 +534,14 @@ def plot(results: dict[str, dict[str, Any]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def earlier(folder: Path, name: str) -> dict[str, pd.DataFrame]:
-    """Returns what an earlier run measured for a model."""
-    found = json.loads((folder / "results.json").read_text())[name]
-    return {what: pd.DataFrame(rows) for what, rows in found.items()}
+def earlier(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns what an earlier run measured."""
+    found = json.loads((folder / "results.json").read_text())
+    return {
+        name: {what: pd.DataFrame(rows) for what, rows in one.items()}
+        for name, one in found.items()
+        if name in MODELS
+    }
 
 
 def say(text: str) -> None:
@@ -545,7 +555,7 @@ def main() -> None:
     parser.add_argument("--handlers", action="store_true", help="measure only the handlers again")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder for results.md, .json and .svg")
     args = parser.parse_args()
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = earlier(args.out) if args.handlers else {}
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         for name in args.models:
             work = fresh(Path(scratch) / name)
@@ -553,7 +563,7 @@ def main() -> None:
             model_dir = make_model(name, work / "my_model")
             one: dict[str, Any] = handlers(name, model_dir, work, args.rounds)
             if args.handlers:
-                results[name] = earlier(args.out, name) | one
+                results[name] |= one
                 continue
             one["servers"] = in_turns(SERVERS, name, model_dir, fresh(work / "servers"), args.rounds)
             one["one client"] = one_client(model_dir, work, args.rounds)

@@ -376,8 +376,8 @@ def new_version(
         source: the unpacked archive.
         target: the folder to make.
         version: the new version.
-        handler, model_file, serialized_file, config_file, extra_files: the edited files; None for those that
-            stay.
+        handler, model_file, serialized_file, config_file, extra_files: the edited files; leave
+            out those that stay.
 
     Raises:
         ArchiveError: a file is missing, or `source` is no unpacked archive.

@@ -73,7 +73,8 @@ def check_handler(
 
     Args:
         handler: a Python file, the name of one of TorchServe's own handlers, or an archive.
-        samples: one to three good request bodies: JSON values, texts (str), or bytes such as a PNG.
+        samples: one to ten good request bodies, of which two or three are enough: JSON values, texts (str),
+            or bytes such as a PNG.
         model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; leave
             them out for an archive. The batchSize in the model config says whether requests come in batches:
             1 means that they do not.
@@ -127,7 +128,7 @@ def _check_samples(samples: Sequence[Any]) -> list[Any]:
     if isinstance(samples, (str, bytes, dict)):
         raise ValueError(f"samples is a {type(samples).__name__}. Give a list of good request bodies.")
     if not 1 <= len(samples) <= _MAX_SAMPLES:
-        raise ValueError(f"There are {len(samples)} samples. Give one to three good request bodies.")
+        raise ValueError(f"There are {len(samples)} samples. Give one to {_MAX_SAMPLES} good request bodies.")
     return [*samples]
 
 

@@ -177,7 +177,7 @@ class Image:
 
     Attributes:
         name: as "localhost/my_model:1.0".
-        engine: the engine that built the image and runs it; None for `find_engine()`'s.
+        engine: the engine that built the image and runs it; by default `find_engine()`'s.
 
     >>> Image("localhost/my_model:1.0", Engine("/usr/bin/podman", "podman")).name
     'localhost/my_model:1.0'

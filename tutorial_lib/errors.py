@@ -173,7 +173,7 @@ class ApiError(TutorialError):
     """The server answered a call with an error, or no answer came.
 
     Attributes:
-        status: HTTP status code; 0 if no answer came at all.
+        status: HTTP status code; 0 if no request was sent, or no answer of TorchServe came back.
         kind: TorchServe's name of the error ("InvalidKeyException", …).
         message: the server's message.
 

@@ -1,4 +1,4 @@
-"""Reads TorchServe's logs: the context, the first traceback, and what well-known error lines mean."""
+"""Reads TorchServe's logs: the context, and the first traceback."""
 
 from __future__ import annotations
 
