@@ -302,7 +302,8 @@ class _Client:
         token: an access token; or the server's KeyFile, which renews expired tokens; or None for a server
             with authorization off.
         timeout: seconds to connect, seconds to wait for an answer.
-        verify: for an https address, the file of the certificates to trust; True for those that `requests` trusts.
+        verify: for an https address, the file of the certificates to trust; True for those that `requests`
+            trusts.
 
     Raises:
         ApiError: the address is no server's URL, a timeout no number of seconds, or the token can't be one.
