@@ -97,6 +97,7 @@ SERVERS: dict[str, Callable[[Path, Path], Any]] = {
     "BentoML": partial(bentoml, setting=INT8),
     "MLServer": partial(mlserver, setting=INT8),
 }
+FAST = ("avx512_vnni", "avx512_bf16", "amx_bf16")  # for int8 and bfloat16
 BEST, LIMIT = "ours, ONNX int8", "in process"
 TITLES = {
     "embedded": "The embedded model (3 layers of 384)",
@@ -421,6 +422,8 @@ def machine() -> str:
     for name, program in (("bentoml", BENTOML), ("mlserver", MLSERVER)):
         found = subprocess.run([program, "--version"], capture_output=True, text=True)
         versions += f", {name} {found.stdout.strip().rpartition(' ')[2]}"
+    able = [name for name in FAST if torch.cpu.get_capabilities().get(name)]
+    cpu += f" (with {' and '.join(able)})" if able else f" (with none of {', '.join(FAST)})"
     return f"{CORES} cores of {cpu}, no GPU; Python {platform.python_version()}, {versions}"
 
 
@@ -429,7 +432,7 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
         "# What was measured",
         f"`make bench` wrote this: {machine()}. {CLIENTS} clients, one text a request, {rounds} rounds in "
         "turn; medians. Every label is compared with what plain float32 torch says, and only equal ones "
-        "count as answers. Ratios are of the same round.",
+        "count as answers. Each table is of one run, each ratio of one round.",
         "Two questions, two tables. *What does the handler bring?* The course's handler and the article's, "
         "both on TorchServe. *What does the server bring?* The very same handler, with `backend: onnx` in "
         f"int8, on several servers, each with {CORES} processes for the model and batches of 32 at most, set "
