@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import course
 import pytest
 from course.clients import Asking
+from course.defaults import plain_server
 from course.logs import News, batches, batches_given
 from course.reruns import forget, stop_replaced
 from course.scripts import run_script
@@ -161,3 +163,13 @@ def test_memory_of_a_process_and_of_its_files() -> None:
     assert 0 < used["USS"] <= used["PSS"] <= used["RSS"]
     with pytest.raises(LookupError, match=r"no file no\.such"):
         memory_of_file(os.getpid(), "no.such")
+
+
+def test_a_plain_server_runs_as_you_where_nobody_can_t_reach_the_temporary_folder(
+    echo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This run's temporary folder is such a one: its mode is 700, as on machines with one for each user."""
+    assert Path(tempfile.gettempdir()).stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    with plain_server(echo, "Torch worker started") as plain:
+        assert not plain.is_nobodys and plain.users == {os.getuid()}

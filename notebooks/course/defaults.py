@@ -64,7 +64,7 @@ class PlainServer(NamedTuple):
 def plain_server(archive: Path, word: str) -> Iterator[PlainServer]:
     """Serves an archive in a folder of its own; as the user nobody, where possible.
 
-    It is possible for root, if other users may read Python, its packages and Java.
+    It is possible for root, if other users may read Python, its packages, Java and the temporary folder.
 
     Args:
         archive: served under its own name.
@@ -87,7 +87,11 @@ def plain_server(archive: Path, word: str) -> Iterator[PlainServer]:
 def _can_serve(folder: Path) -> bool:
     java = find_java().home / "bin" / "java"
     try:
-        for command in ([sys.executable, "-c", "import ts, torch"], [str(java), "-version"]):
+        for command in (
+            ["ls", str(folder)],
+            [sys.executable, "-c", "import ts, torch"],
+            [str(java), "-version"],
+        ):
             subprocess.run(command, cwd=folder, check=True, capture_output=True, **NOBODY)
     except (OSError, subprocess.CalledProcessError):
         return False
