@@ -86,7 +86,7 @@ class ModelHandler(BaseHandler):
         passes = self.options["passes"] = self._passes(self.options["passes"])
         logger.info("Forward passes at once: %d", passes)
         self.in_passes = map
-        if passes > 1:  # MKL has a number of threads for each thread that calls it
+        if passes > 1:  # each thread has a number of OpenMP threads of its own too
             threads = (torch.get_num_threads(),)
             self.in_passes = ThreadPoolExecutor(passes, "pass", torch.set_num_threads, threads).map
         if not (model_dir / "config.json").is_file():
