@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,12 +131,19 @@ def make_model(name: str, folder: Path) -> Path:
 # Throughput
 
 
+@cache
+def labelled(name: str, model_dir: Path) -> tuple[list[str], list[str]]:
+    """Returns a model's texts, and the labels that plain float32 torch gives them."""
+    texts = [tweet.text for tweet in sample_tweets(MODELS[name][0])]
+    return texts, PlainModel(model_dir, CORES)(texts)
+
+
 def handlers(name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
     """Measures the handlers, a row for each round and contender, and what our best one costs."""
     spent: list[pd.DataFrame] = []
 
-    def last(running: dict[str, Running], texts: list[str]) -> None:
-        spent.append(costs(running[BEST], texts, MODELS[name][1]))
+    def last(running: dict[str, Running]) -> None:
+        spent.append(costs(running[BEST], labelled(name, model_dir)[0], MODELS[name][1]))
 
     rows = in_turns(HANDLERS, name, model_dir, fresh(work / "handlers"), rounds, last)
     return {"handlers": rows, "costs": spent[0]}
@@ -148,15 +155,14 @@ def in_turns(
     model_dir: Path,
     work: Path,
     rounds: int,
-    last: Callable[[dict[str, Running], list[str]], object] = lambda running, texts: None,
+    last: Callable[[dict[str, Running]], object] = lambda running: None,
 ) -> pd.DataFrame:
     """Measures contenders in turn: a row for each round and contender, and for the same code in process.
 
-    `last` is called at the end, with the running contenders and the texts.
+    `last` is called at the end, with the running contenders.
     """
-    count, seconds, first = MODELS[name]
-    texts = [tweet.text for tweet in sample_tweets(count)]
-    labels = PlainModel(model_dir, CORES)(texts)
+    _, seconds, first = MODELS[name]
+    texts, labels = labelled(name, model_dir)
     rows = []
     with contextlib.ExitStack() as stack:
         running: dict[str, Running] = {}
@@ -187,7 +193,7 @@ def in_turns(
             rate = limit.measure(seconds, batch_size=32)["texts_per_s"]
             rows.append({"round": number, "contender": LIMIT, "requests_per_s": rate})
             say(f"round {number + 1}: {LIMIT:34} {rate:8.1f}/s")
-        last(running, texts)
+        last(running)
     return pd.DataFrame(rows)
 
 
