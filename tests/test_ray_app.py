@@ -368,6 +368,40 @@ def test_requests_after_a_hung_replica_may_be_repeated(addresses: tuple[str, str
     assert all("Ask again" in text for status, text in answers if status == 503)
 
 
+SLOW = """
+import time
+
+
+def handle(data, context):
+    if data is not None:
+        time.sleep(2)
+    return data and ["slow"] * len(data)
+"""
+
+
+@pytest.mark.cluster
+def test_what_can_not_wait_is_refused_at_once(ray_address: str, folder: Path) -> None:
+    """As many requests as the settings allow are answered or wait; each further one gets a 503, fast."""
+    slow = handlers.pack(folder, "slow", SLOW, config="batchSize: 1\njobQueueSize: 3\n")
+
+    def timed(address: str) -> tuple[int, float]:
+        began = time.monotonic()
+        status = requests.post(f"{address}/predictions/slow", data=b"x", timeout=60).status_code
+        return status, time.monotonic() - began
+
+    serve.run(build_app(slow, name="slow"), name="slow", route_prefix="/predictions/slow")
+    with TorchServe(models={"slow": slow}, token_auth=False) as torchserve:
+        for address, places in ((torchserve.inference_address, 1 + 3), (ray_address, 2 + 3)):
+            assert timed(address)[0] == 200
+            with ThreadPoolExecutor(4 * places) as clients:
+                found = list(clients.map(lambda _, to=address: timed(to), range(4 * places)))
+            refused = [seconds for status, seconds in found if status == 503]
+            assert {status for status, _ in found} == {200, 503}
+            assert len(found) - len(refused) in (places, places + 1), (address, found)
+            assert max(refused) < 2, (address, found)
+    serve.delete("slow")
+
+
 @pytest.mark.cluster
 def test_requests_are_batched(addresses: tuple[str, str], ray_address: str) -> None:
     def size(_: int) -> int:
