@@ -28,4 +28,10 @@ def answer(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0""",
     ),
+    "00.3": Exercise(
+        lambda answer: "Ada" in answer("Ada") and "Grace" in answer("Grace"),
+        'an f-string puts a value into a text: f"… {name} …"',
+        """def answer(name):
+    return f"Hello, {name}!\"""",
+    ),
 }

@@ -13,6 +13,11 @@ def _reads_labels(labels: Callable[[Path], dict[int, str]]) -> bool:
         return labels(Path(folder)) == {0: "cold", 1: "warm"}
 
 
+def _is_kinder(text: str) -> bool:
+    """Whether the other words are still there; a model, not this check, knows what is kind."""
+    return text.startswith("The food was ") and text.endswith(", again.") and "awful" not in text
+
+
 EXERCISES = {
     "01.1": Exercise(
         _reads_labels,
@@ -28,5 +33,11 @@ def answer(folder):
         "softmax keeps the order, so the largest logit has the largest probability",
         """def answer(logits):
     return ["NEG", "NEU", "POS"][max(range(3), key=lambda i: logits[i])]""",
+    ),
+    "01.3": Exercise(
+        lambda answer: _is_kinder(answer("The food was awful, again.")),
+        "a text has the method replace",
+        """def answer(text):
+    return text.replace("awful", "wonderful")""",
     ),
 }
