@@ -484,6 +484,30 @@ def test_scale_waits_no_longer_than_its_timeout(fake: FakeServer) -> None:
     assert fake.seen[0][:2] == ("PUT", "/models/m?min_worker=2&max_worker=2")
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("ConcurrentModificationException", ""),
+        ("NullPointerException", 'Cannot invoke "org.pytorch.serve.job.Job.isControlCmd()" on "job"'),
+    ],
+)
+def test_scale_asks_again_where_torchserve_stumbles(kind: str, message: str, fake: FakeServer) -> None:
+    """A batch ended while its worker was being stopped: each call ends one worker, so the next one helps."""
+    fake.fail(500, kind, message)
+    stumbled, done = *fake.answers, Reply(202, b'{"status": "Processing worker updates..."}')
+    fake.answers = [stumbled, stumbled, done]
+    assert ManagementClient(fake.address).scale("m", min_worker=1, wait=False) == json.loads(done.content)
+    assert [seen.method for seen in fake.seen] == ["PUT"] * 3
+    fake.answers = [stumbled]
+    with pytest.raises(ApiError, match=kind):
+        ManagementClient(fake.address).scale("m", min_worker=1, timeout=0.2)
+    fake.fail(500, "NullPointerException", "another one")
+    fake.seen.clear()
+    with pytest.raises(ApiError, match="another one"):
+        ManagementClient(fake.address).scale("m", min_worker=1)
+    assert len(fake.seen) == 1
+
+
 def test_samples_become_rows(fake: FakeServer) -> None:
     fake.answers = [Reply(200, b'# TYPE a counter\na_total{model="m"} 3\n# TYPE b gauge\nb 1.5\n')]
     metrics = MetricsClient(fake.address)

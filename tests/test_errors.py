@@ -37,6 +37,8 @@ INTERNAL = "InternalServerException"
         (400, "ModelException", "Custom pip package installation failed for model m", "pip's own reason"),
         (500, INTERNAL, "Failed to start workers for model m", "fix it, and register"),
         (500, INTERNAL, "Worker died.", "responseTimeout"),
+        (500, "ConcurrentModificationException", "", "let its requests end first"),
+        (500, "NullPointerException", 'Cannot invoke "….Job.isControlCmd()"', "let its requests end first"),
         (503, "ServiceUnavailableException", "No worker is available to serve", "or the queue is full"),
         (503, INTERNAL, "number of batch response mismatched", "exactly one plain item"),
         (503, INTERNAL, "Prediction failed", "first traceback"),

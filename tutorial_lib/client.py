@@ -697,7 +697,15 @@ class ManagementClient(_Client):
             raise _invalid_argument("max_worker", maximum, f"Give at least min_worker, which is {minimum}.")
         deadline = time.monotonic() + _check_seconds(timeout)
         params = {"min_worker": minimum, "max_worker": maximum}
-        response = self._request("PUT", _model_path(model, version), params=params, timeout=timeout)
+        while True:
+            try:
+                response = self._request("PUT", _model_path(model, version), params=params, timeout=timeout)
+                break
+            except ApiError as error:
+                if not _stumbled(error) or time.monotonic() > deadline:
+                    raise
+                # The worker that TorchServe was stopping is off its list; the others need one more call.
+                time.sleep(0.1)
         status: Status = _json(response, "status")
         while wait:
             workers = self.describe(model, version)["workers"]
@@ -718,9 +726,12 @@ class ManagementClient(_Client):
     def unregister(self, model: str, version: str | None = None) -> Status:
         """Removes a version (None: the default one) and stops its workers.
 
+        Requests for it get errors. Under load TorchServe 0.12 may answer with a 500, and leave workers of the
+        removed version running until the server stops; so let its last requests end first.
+
         Raises:
             ApiError: 404 if the version is not there, 403 if it is the default among several, 405 if
-                model_api is off.
+                model_api is off; 500 if TorchServe stumbled over a busy worker.
         """
         status: Status = _json(self._request("DELETE", _model_path(model, version)), "status")
         return status
@@ -1000,6 +1011,13 @@ def _check_headers(headers: Mapping[str, str] | None, content_type: str | None) 
         advice = "Give the access token with token= when you make the client."
         raise ApiError(0, "InvalidArgument", f"headers has an Authorization. {advice}")
     return checked
+
+
+def _stumbled(error: ApiError) -> bool:
+    """Returns whether TorchServe 0.12 failed to stop a worker because a batch ended at the same moment."""
+    return error.status == 500 and (
+        error.kind == "ConcurrentModificationException" or "Job.isControlCmd" in error.message
+    )
 
 
 def _invalid_argument(what: str, value: object, advice: str) -> ApiError:

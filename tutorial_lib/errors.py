@@ -196,6 +196,12 @@ class _Advice(NamedTuple):
     message: str = ""
 
 
+_STUMBLED = (
+    "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the worker. After an "
+    "unregister, workers of that version may be left until the server stops. Next time, let its requests end "
+    "first: make another version the default one."
+)
+
 # The first row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
 _ADVICE = (
     _Advice(
@@ -286,6 +292,8 @@ _ADVICE = (
         status=500,
         message="died",
     ),
+    _Advice(_STUMBLED, status=500, kind="^ConcurrentModificationException$"),
+    _Advice(_STUMBLED, status=500, message=r"Job\.isControlCmd"),
     _Advice(
         "No worker is there to answer, or the queue is full: management.describe(…) says which. "
         "Scale the model to at least one; or try again in a moment, send less at once, or raise "
