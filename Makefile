@@ -10,7 +10,7 @@ CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
 # JupyterLab refuses to start as root (in a container, say) unless it is told to.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help setup run lab test browser models cluster container resolve bench lint outputs clean
+.PHONY: help setup run lab test browser models rerun cluster container resolve bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,7 +48,10 @@ browser: setup  ## open the book and JupyterLab in Chromium, and click through t
 	$(BIN)/python -m pytest -m browser tests/test_book_browser.py tests/test_lab_browser.py
 
 models: setup  ## chapters 01 to 05 with models of other architectures and labels  [COURSE_CHAPTERS="00 06"]
-	$(BIN)/python -m pytest -n 2 -m models tests/test_model_id.py
+	$(BIN)/python -m pytest -n 2 -m models tests/test_model_id.py tests/test_export.py
+
+rerun: setup  ## each cell of each chapter twice in a row: 18 minutes  [COURSE_CHAPTERS="00 06"]
+	$(BIN)/python -m pytest -n 2 -m rerun tests/test_notebooks_rerun.py
 
 cluster: setup  ## Ray Serve beside TorchServe, under load, and over hosts (network namespaces: Linux, as root)
 	$(BIN)/python -m pytest -m cluster tests/test_ray_app.py tests/test_ray_hosts.py

@@ -45,6 +45,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build / "book"
 
 
+@pytest.mark.browser
 def test_the_chapters_as_committed_make_a_whole_book(book: Path) -> None:
     pages = {page.stem for page in book.glob("[0-9][0-9]_*.html")}
     assert pages == {chapter.stem for chapter in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}

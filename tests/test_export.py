@@ -196,6 +196,7 @@ def test_a_repository_with_a_pickle_alone_becomes_safetensors(
     assert not (out / "pytorch_model.bin").exists()
 
 
+@pytest.mark.models
 def test_a_chapter_runs_alone_with_a_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     """In a copy of the course with nothing built: what it needs of earlier chapters, it makes."""
     folder = tmp_path / "course"

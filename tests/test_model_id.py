@@ -144,6 +144,7 @@ def test_chapters_run_with_another_model(kind: str, tmp_path: Path) -> None:
     assert re.search(labels, str([cell.get("outputs") for cell in first.cells]))
 
 
+@pytest.mark.models
 def test_the_first_chapter_runs_with_a_model_that_can_t_pad(tmp_path: Path) -> None:
     model = without_padding(tmp_path / "mine")
     export = run_chapters("01", tmp_path / "course", model, COURSE_QUICK="1")
