@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,32 @@ def test_a_traceback_that_comes_slowly_is_waited_for() -> None:
     text = "Traceback (most recent call last):\n  File a\nKeyError: 'x'"
     reads = iter([text[:34], text[:43], text[:43], text[:43], text, text])
     assert wait_for_traceback(lambda: next(reads)) == text
+
+
+DEATH = line("Backend worker monitoring thread interrupted or backend worker process died.")
+TRACEBACK = "".join(map(line, ("Traceback (most recent call last):", "  File a", "KeyError: 'x'")))
+
+
+@pytest.mark.parametrize(
+    ("reads", "found"),
+    [
+        ([DEATH, DEATH, DEATH * 2 + TRACEBACK], "KeyError: 'x'"),
+        ([DEATH, DEATH, DEATH * 2], "(no traceback)"),
+    ],
+)
+def test_lines_that_torchserve_lost_come_from_the_next_worker(reads: list[str], found: str) -> None:
+    """A worker that dies soon after its start may be gone before TorchServe has read its last lines."""
+    left = iter(reads)
+    now = next(left)
+
+    def read() -> str:
+        nonlocal now
+        now = next(left, now)
+        return now
+
+    began = time.monotonic()
+    assert found in wait_for_traceback(read)
+    assert time.monotonic() - began < 5  # far from the 10 s that it may take
 
 
 def test_a_chained_traceback_is_whole() -> None:

@@ -19,6 +19,7 @@ _HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
 
 _REFUSED = "Failed to load model: "
 _THREAD_FAILED = "Backend worker thread exception."
+_DEATH = "or backend worker process died"  # TorchServe logs it once for each worker that dies
 _REGULAR = re.compile(r" (ACCESS_LOG|TS_METRICS|MODEL_METRICS|TELEMETRY_METRICS) - ")
 
 
@@ -89,11 +90,12 @@ def first_traceback(log: str | Path) -> str | None:
     return "\n".join(lines).rstrip() or None
 
 
-def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
+def wait_for_traceback(read: Callable[[], str], timeout: float = 10) -> str:
     """Returns the first traceback of a worker that died, else the worker's last lines.
 
     Log lines arrive late, so the log is read until the traceback is complete: its last line is not indented,
-    and no line was added since the last read.
+    and no line was added since the last read. TorchServe may lose the last lines of a worker that dies soon
+    after its start; it starts the worker again after a second, so the second death is waited for too.
 
     Args:
         read: returns the log as it is now.
@@ -109,9 +111,10 @@ def wait_for_traceback(read: Callable[[], str], timeout: float = 5) -> str:
     found = first_traceback(read())
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        before, found = found, first_traceback(read())
-        last = (found or "").rpartition("\n")[2]
-        if found == before and not last.startswith((*_INDENT, _HEAD)):
+        log = read()
+        before, found = found, first_traceback(log)
+        complete = found is not None and not found.rpartition("\n")[2].startswith((*_INDENT, _HEAD))
+        if found == before and (complete or (found is None and log.count(_DEATH) > 1)):
             break
     return found or "(no traceback)\n" + "\n".join(read().splitlines()[-20:])
 

@@ -157,8 +157,10 @@ def _register(
             ) from error
         if error.status != 500:
             raise
-        thread = f"-{old['modelName']}_{version}-"
-        cause = wait_for_traceback(lambda: "\n".join(line for line in _lines(log, seen) if thread in line))
+        threads = tuple(f"-{old['modelName']}_{version}{end}" for end in ("-", " "))
+        cause = wait_for_traceback(
+            lambda: "\n".join(line for line in _lines(log, seen) if any(map(line.__contains__, threads)))
+        )
         raise WorkerFailed(cause, f"Version {old['modelVersion']} goes on answering.") from error
 
 
