@@ -368,25 +368,15 @@ def test_requests_after_a_hung_replica_may_be_repeated(addresses: tuple[str, str
     assert all("Ask again" in text for status, text in answers if status == 503)
 
 
-SLOW = """
-import time
-
-
-def handle(data, context):
-    if data is not None:
-        time.sleep(2)
-    return data and ["slow"] * len(data)
-"""
-
-
 @pytest.mark.cluster
 def test_what_can_not_wait_is_refused_at_once(ray_address: str, folder: Path) -> None:
     """As many requests as the settings allow are answered or wait; each further one gets a 503, fast."""
-    slow = handlers.pack(folder, "slow", SLOW, config="batchSize: 1\njobQueueSize: 3\n")
+    slow = handlers.pack(folder, "slow", handlers.ODD, config="batchSize: 1\njobQueueSize: 3\n")
 
     def timed(address: str) -> tuple[int, float]:
         began = time.monotonic()
-        status = requests.post(f"{address}/predictions/slow", data=b"x", timeout=60).status_code
+        body = {"do": "sleep", "seconds": 2}
+        status = requests.post(f"{address}/predictions/slow", json=body, timeout=60).status_code
         return status, time.monotonic() - began
 
     serve.run(build_app(slow, name="slow"), name="slow", route_prefix="/predictions/slow")

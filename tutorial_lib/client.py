@@ -21,7 +21,7 @@ import requests
 from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 
-from tutorial_lib.errors import ApiError
+from tutorial_lib.errors import ApiError, stumbled
 from tutorial_lib.extras import extra
 
 if TYPE_CHECKING:
@@ -702,7 +702,7 @@ class ManagementClient(_Client):
                 response = self._request("PUT", _model_path(model, version), params=params, timeout=timeout)
                 break
             except ApiError as error:
-                if not _stumbled(error) or time.monotonic() > deadline:
+                if not stumbled(error) or time.monotonic() > deadline:
                     raise
                 # The worker that TorchServe was stopping is off its list; the others need one more call.
                 time.sleep(0.1)
@@ -1011,13 +1011,6 @@ def _check_headers(headers: Mapping[str, str] | None, content_type: str | None) 
         advice = "Give the access token with token= when you make the client."
         raise ApiError(0, "InvalidArgument", f"headers has an Authorization. {advice}")
     return checked
-
-
-def _stumbled(error: ApiError) -> bool:
-    """Returns whether TorchServe 0.12 failed to stop a worker because a batch ended at the same moment."""
-    return error.status == 500 and (
-        error.kind == "ConcurrentModificationException" or "Job.isControlCmd" in error.message
-    )
 
 
 def _invalid_argument(what: str, value: object, advice: str) -> ApiError:

@@ -323,6 +323,15 @@ def _advice(status: int, kind: str, message: str) -> str:
     return ""
 
 
+def stumbled(error: ApiError) -> bool:
+    """Returns whether TorchServe 0.12 failed to stop a worker because a batch ended at the same moment.
+
+    >>> stumbled(ApiError(500, "ConcurrentModificationException", ""))
+    True
+    """
+    return _advice(error.status, error.kind, error.message) == _STUMBLED
+
+
 # What well-known lines of a server's log mean; the first row whose line is in the log wins.
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",

@@ -113,8 +113,11 @@ def wait_for_traceback(read: Callable[[], str], timeout: float = 10) -> str:
         time.sleep(0.5)
         log = read()
         before, found = found, first_traceback(log)
-        complete = found is not None and not found.rpartition("\n")[2].startswith((*_INDENT, _HEAD))
-        if found == before and (complete or (found is None and log.count(_DEATH) > 1)):
+        if found is None:
+            done = log.count(_DEATH) > 1
+        else:
+            done = not found.rpartition("\n")[2].startswith((*_INDENT, _HEAD))
+        if done and found == before:
             break
     return found or "(no traceback)\n" + "\n".join(read().splitlines()[-20:])
 

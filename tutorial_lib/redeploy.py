@@ -157,10 +157,8 @@ def _register(
             ) from error
         if error.status != 500:
             raise
-        threads = tuple(f"-{old['modelName']}_{version}{end}" for end in ("-", " "))
-        cause = wait_for_traceback(
-            lambda: "\n".join(line for line in _lines(log, seen) if any(map(line.__contains__, threads)))
-        )
+        threads = re.compile(re.escape(f"-{old['modelName']}_{version}") + "[- ]")
+        cause = wait_for_traceback(lambda: "\n".join(filter(threads.search, _lines(log, seen))))
         raise WorkerFailed(cause, f"Version {old['modelVersion']} goes on answering.") from error
 
 
