@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tutorial_lib.logs import first_traceback, parse_context
     from tutorial_lib.model_server import ModelServer
     from tutorial_lib.onnx_export import export_onnx
+    from tutorial_lib.preload import preloaded
     from tutorial_lib.server import TorchServe
 
 _MODULE_OF = {
@@ -106,6 +107,7 @@ _MODULE_OF = {
     "first_traceback": "logs",
     "load_test": "load",
     "parse_context": "logs",
+    "preloaded": "preload",
     "read_manifest": "archive",
 }
 
@@ -158,6 +160,7 @@ __all__ = [
     "first_traceback",
     "load_test",
     "parse_context",
+    "preloaded",
     "read_manifest",
 ]
 

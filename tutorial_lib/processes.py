@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from tutorial_lib import preload_python
 from tutorial_lib.errors import TutorialError
 
 
@@ -81,7 +82,7 @@ def reap_orphans() -> None:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Returns the processes whose temporary folder this is: launcher, JVM, workers.
+    """Returns the processes whose temporary folder this is: launcher, JVM, workers, preloaded or not.
 
     Args:
         folder: the folder that TEMP names in their environment.
@@ -94,6 +95,20 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get("TEMP") == str(folder) and process.pid != os.getpid():
                 found.append(process)
+    return found + _forks_of(folder)
+
+
+def _forks_of(folder: Path) -> list[psutil.Process]:
+    """Returns the preloaded workers; the system shows the variables of the process that they are forks of."""
+    try:
+        connection, answer = preload_python.ask({"forks of": str(folder)}, timeout=10)
+    except (OSError, EOFError, KeyError):
+        return []
+    connection.close()
+    found = []
+    for pid in answer["pids"]:
+        with contextlib.suppress(psutil.Error):
+            found.append(psutil.Process(pid))
     return found
 
 

@@ -29,6 +29,9 @@ from tutorial_lib.errors import (
 from tutorial_lib.extras import need
 from tutorial_lib.java import find_java
 from tutorial_lib.model_server import POLL, ModelServer
+from tutorial_lib.preload import check_packages, python_for
+from tutorial_lib.preload import start as start_preloading
+from tutorial_lib.preload_python import VARIABLE
 from tutorial_lib.processes import end_processes, reap_orphans
 from tutorial_lib.redeploy import redeploy
 from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_properties
@@ -36,6 +39,11 @@ from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_pr
 _ANSWER = 10.0  # seconds that a starting server has to answer a ping
 _GRACE = 10.0  # seconds that a stopping server has before it is killed
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
+# What the command torchserve does, with the Python for workers as first argument; the command takes its own.
+_LAUNCHER = (
+    "import sys; from ts import model_server; sys.executable = sys.argv.pop(1); sys.argv[0] = 'torchserve'; "
+    "model_server.start()"
+)
 _READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # would override the options of a start
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +70,9 @@ class TorchServe(ModelServer):
             and the clients trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
         startup_timeout: the one deadline for a whole start, in seconds.
         log_dir: where to keep the logs; None for the server's folder, which is removed when it stops.
+        preload: start workers as forks of a process that has imported torch and transformers, in tenths of a
+            second; or the names of more packages for it to import. `preloaded` does so for many servers, and
+            says when a fork is not possible. That process takes the memory of a worker without its model.
 
     Raises:
         TypeError, ValueError: an argument has the wrong kind or shape, or TorchServe does not know a key of
@@ -87,6 +98,7 @@ class TorchServe(ModelServer):
         config: Mapping[str, object] | None = None,
         startup_timeout: float = 120,
         log_dir: str | Path | None = None,
+        preload: bool | Sequence[str] = False,
     ) -> None:
         super().__init__(token_auth=token_auth, startup_timeout=startup_timeout)
         if not isinstance(model_api, bool):
@@ -100,7 +112,9 @@ class TorchServe(ModelServer):
         self._sha256 = _checked_sha256(sha256, self._models, model_store, takes_code)
         self._wanted_ports = _checked_ports(ports, self._config)
         self._log_dir = _checked_log_dir(log_dir)
+        self._preload = _checked_preload(preload)
         self._process: subprocess.Popen[bytes] | None = None
+        self._preloading: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
 
     # Starting and stopping
@@ -121,11 +135,15 @@ class TorchServe(ModelServer):
         self.log_dir.mkdir(parents=True, exist_ok=True)
         (folder / "config.properties").write_text(self._properties(), encoding="ascii")
         _logger.debug("%s", self.command)
+        environment = self._environment(folder)
+        if self._preload is not None:
+            self._preloading = start_preloading(folder, environment, self._preload)
+            environment[VARIABLE] = str(folder)
         with self._console_log.open("wb") as console:
             self._process = subprocess.Popen(
-                self._command(),
+                [sys.executable, "-c", _LAUNCHER, python_for(folder, environment), *self._arguments()],
                 cwd=folder,
-                env=self._environment(folder),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=console,  # a file, since a pipe that nobody reads fills up and blocks the server
                 stderr=subprocess.STDOUT,
@@ -134,10 +152,13 @@ class TorchServe(ModelServer):
         self._connect(folder)
 
     def _end(self, folder: Path) -> None:
+        if self._preloading is not None and self._preloading.stdin is not None:
+            self._preloading.stdin.close()  # it ends when the last worker has ended
         end_processes(folder, grace=_GRACE)
-        if self._process is not None:
-            self._process.wait()
-        self._process = None
+        for process in (self._process, self._preloading):
+            if process is not None:
+                process.wait()
+        self._process = self._preloading = None
 
     def _copy_checked_archives(self) -> None:
         """Copies the archives and checks the copies: the archives could change between check and serving."""
@@ -166,8 +187,8 @@ class TorchServe(ModelServer):
         own_choice = any(key.endswith(("_address", "_port")) for key in self._config.settings)
         return taken and not own_choice and set(self._wanted_ports) != set(PORT_NAMES)
 
-    def _command(self) -> list[str]:
-        command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
+    def _arguments(self) -> list[str]:
+        command = ["--start", "--foreground", "--ncs"]
         command += ["--model-store", str(self._store)]
         command += ["--ts-config", "config.properties"]
         command += [] if self.token_auth else ["--disable-token-auth"]
@@ -320,7 +341,7 @@ class TorchServe(ModelServer):
 
     @property
     def pid(self) -> int:
-        """The launcher's process id; the JVM is its child, and the workers are the JVM's children."""
+        """The launcher's process id; the JVM is its child, and workers that are not preloaded the JVM's."""
         if self._process is None:
             raise TutorialError("This server is not running: it has no process.")
         return self._process.pid
@@ -337,7 +358,7 @@ class TorchServe(ModelServer):
     @property
     def command(self) -> str:
         """The command that runs the server, as you would type it."""
-        return shlex.join(["torchserve", *self._command()[3:]])
+        return shlex.join(["torchserve", *self._arguments()])
 
     @property
     def key_file(self) -> Path:
@@ -390,6 +411,16 @@ class TorchServe(ModelServer):
         if not self._ports:
             raise TutorialError("This server has not been started: it has no addresses yet.")
         return self._config.url(name, self._ports[name])
+
+
+def _checked_preload(preload: bool | Sequence[str]) -> Sequence[str] | None:
+    """Returns the packages to preload beside the usual ones, or None for no preloading."""
+    if isinstance(preload, bool):
+        return () if preload else None
+    if not isinstance(preload, list | tuple) or not all(isinstance(name, str) for name in preload):
+        raise TypeError(f"preload is {preload!r}. Give True, or a list of packages: ['torchvision'].")
+    check_packages(preload)
+    return tuple(preload)
 
 
 def _utf8_locale(environment: Mapping[str, str]) -> dict[str, str]:

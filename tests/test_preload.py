@@ -1,0 +1,342 @@
+"""Preloaded workers: a fork is what a new process would be, else it is one; nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import below, eventually, folders, gone
+from tutorial_lib import PackageMissing, TorchServe, WorkerFailed, build_archive, preload, preloaded
+from tutorial_lib.preload import MODULES, python_for
+from tutorial_lib.preload_python import VARIABLE, circumstances
+
+# Answers with what a handler can see of its process.
+SEEN = """
+import logging, os, random, resource, sys, tempfile, threading
+
+import numpy
+
+def handle(data, context):
+    if data is None:
+        return None
+    main = sys.modules["__main__"]
+    return [{
+        "arguments": [word for word in sys.argv if not os.path.sep in word],
+        "program": sys.executable,
+        "main": [main.__name__, main.__file__, main.__package__ or ""],
+        "folder": os.getcwd(),
+        "path": sys.path,
+        "variables": dict(os.environ),
+        "temporary": tempfile.gettempdir(),
+        "mask": os.umask(os.umask(0o22)),
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "priority": os.nice(0),
+        "limits": [resource.getrlimit(number) for number in range(16)],
+        "streams": [[s.encoding, s.errors, s.fileno()] for s in (sys.stdin, sys.stdout, sys.stderr)],
+        "log": [logging.root.level, len(logging.root.handlers), logging.root.handlers[0].formatter._fmt],
+        "threads": threading.active_count(),
+        "signals": [str(signal_of(n)) for n in (1, 2, 13, 15, 17)],
+        "session": os.getsid(0) == os.getpid(),
+        "flags": str(sys.flags),
+        "random": [random.random(), float(numpy.random.rand())],
+        "tmp": os.path.exists("/proc/self/fd") and len(os.listdir("/proc/self/fd")) < 64,
+    } for _ in data]
+
+from signal import getsignal as signal_of
+"""
+OWN_TQDM = "def handle(data, context):\n    import tqdm\n    return data and [tqdm.SAYS] * len(data)\n"
+
+# Prints whether the worker of a server of its own is a fork.
+IS_FORK = """
+import sys, psutil
+from tutorial_lib import TorchServe
+
+with TorchServe(models={"m": sys.argv[1]}) as server:
+    worker = psutil.Process(server.management.describe("m")["workers"][0]["pid"])
+    print("preload_process" in " ".join(worker.parent().cmdline()))
+"""
+
+
+def packed(folder: Path, name: str, code: str, **others: str) -> Path:
+    for file, text in {name: code, **others}.items():
+        (folder / f"{file}.py").write_text(text)
+    extra = [folder / f"{file}.py" for file in others]
+    return build_archive(name, handler=folder / f"{name}.py", extra_files=extra, export_path=folder / "store")
+
+
+def worker(server: TorchServe, model: str = "m") -> psutil.Process:
+    [one] = server.management.describe(model)["workers"]
+    return psutil.Process(one["pid"])
+
+
+def is_preloading(process: psutil.Process) -> bool:
+    return "preload_process" in " ".join(process.cmdline())
+
+
+def is_fork(process: psutil.Process) -> bool:
+    """Whether it is a child of the preloading process, rather than of the JVM."""
+    parent = process.parent()
+    assert parent is not None
+    kinds = [is_preloading(parent), parent.name().startswith("java")]
+    assert sum(kinds) == 1
+    return kinds[0]
+
+
+@pytest.fixture(autouse=True)
+def not_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests decide themselves what is preloaded."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        with preloaded():
+            folder = os.environ[VARIABLE]
+            del os.environ[VARIABLE]
+            yield folder
+            os.environ[VARIABLE] = folder
+
+
+def test_a_fork_is_what_a_new_process_is(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, seen = packed(tmp_path, "seen", SEEN), {}
+    monkeypatch.setenv("SOMETHING", "in the server's environment")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extra"))
+    for kind in ("new", "fork", "another fork"):
+        with TorchServe(models={"m": archive}) as server:
+            assert is_fork(worker(server)) == ("fork" in kind)
+            text = json.dumps(server.inference.predict("m", {}))
+            model, own = worker(server).cwd(), str(server.log_dir.parent)
+            seen[kind] = json.loads(text.replace(model, "MODEL").replace(own, "SERVER"))
+            assert "Torch worker started." in server.log_tail(200)
+        monkeypatch.setenv(VARIABLE, shared)
+    assert seen["new"]["variables"]["SOMETHING"] and seen["new"]["path"]
+    assert len({one["random"][place] for one in seen.values() for place in (0, 1)}) == 6
+    for one in seen.values():
+        del one["random"]
+        for name in (VARIABLE, "PWD", "_"):  # a shell sets the last two
+            one["variables"].pop(name, None)
+        assert one.pop("session") is False
+    assert seen["fork"] == seen["new"] and seen["another fork"] == seen["new"]
+
+
+@pytest.mark.parametrize("circumstance", ["variable", "mask", "limit", "priority", "own module"])
+def test_where_a_fork_would_differ_a_new_process_is_started(
+    circumstance: str, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, shared)
+    archive, wanted, start = packed(tmp_path, "echo", OWN_TQDM, other="1"), "", ""
+    if circumstance == "variable":
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    elif circumstance == "own module":
+        archive = packed(tmp_path, "own", OWN_TQDM, tqdm="SAYS = 'my own'")
+    else:
+        start = {
+            "mask": "os.umask(0o77)",
+            "limit": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
+            "priority": "os.setpriority(os.PRIO_PROCESS, 0, -5)",
+        }[circumstance]
+    if circumstance == "priority" and os.geteuid() != 0:
+        pytest.skip("only root can raise a priority")
+    if start:  # in a process of its own, since some of these can't be taken back
+        code = f"import os, resource; {start}\n{IS_FORK}"
+        run = subprocess.run([sys.executable, "-c", code, archive], capture_output=True, text=True)
+        assert run.stdout.strip() == "False", run.stderr
+        return
+    with TorchServe(models={"m": archive}) as server:
+        assert not is_fork(worker(server))
+        if circumstance == "own module":
+            wanted = server.inference.predict("m", {})
+            assert wanted == "my own"
+
+
+def test_a_worker_comes_back_whichever_process_dies(echo: Path) -> None:
+    before = folders()
+    with TorchServe(models={"m": echo}, preload=True) as server:
+        first = worker(server)
+        assert is_fork(first)
+        preloading = first.parent()
+        assert preloading is not None
+        for victim in (first, preloading):  # after the second one there is nothing to fork from
+            before_it = worker(server)
+            victim.kill()
+            await_another(server, before_it)
+            assert is_fork(worker(server)) == (victim is first)
+            assert server.inference.predict("m", {}) == "ok"
+        running = [*below(server.pid), worker(server)]
+    assert gone(running) and folders() == before
+
+
+def await_another(server: TorchServe, old: psutil.Process) -> None:
+    """Waits until another worker is READY in place of this one."""
+
+    def is_replaced() -> bool:
+        [one] = server.management.describe("m")["workers"]
+        return one["status"] == "READY" and one["pid"] != old.pid
+
+    eventually(is_replaced)
+
+
+def test_scaling_redeploying_and_stopping_end_the_forks(echo: Path, tmp_path: Path) -> None:
+    before = folders()
+    (tmp_path / "echo.py").write_text("def handle(data, context):\n    return data and ['new'] * len(data)\n")
+    with TorchServe(models={"m": echo}, model_api=True, preload=True) as server:
+        preloading = worker(server).parent()
+        assert preloading is not None
+        server.management.scale("m", min_worker=3, wait=True)
+        three = preloading.children()
+        assert len(three) == 3
+        server.management.scale("m", min_worker=1, wait=True)
+        eventually(lambda: len(preloading.children()) == 1)
+        server.redeploy("m", handler=tmp_path / "echo.py")
+        assert server.inference.predict("m", {}) == "new"
+        eventually(lambda: len(preloading.children()) == 1 and not gone(preloading.children()))
+        running = [*below(server.pid), preloading, *preloading.children(), *three]
+    assert gone(running) and folders() == before
+
+
+def test_a_killed_jvm_takes_the_forks_with_it(
+    shared: str, echo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, shared)
+    with TorchServe(models={"m": echo}) as server, TorchServe(models={"m": echo}) as other:
+        fork, neighbour = worker(server), worker(other)
+        assert is_fork(fork) and is_fork(neighbour)
+        java = next(p for p in below(server.pid) if p.name().startswith("java"))
+        java.kill()
+        server.stop()
+        assert gone([fork]) and other.inference.predict("m", {}) == "ok"
+    assert gone([neighbour])
+
+
+def test_a_killed_owner_leaves_what_is_reaped(echo: Path) -> None:
+    before = folders()
+    code = (
+        "import sys; from tutorial_lib import TorchServe, preloaded\n"
+        "with preloaded(), TorchServe(models={'m': sys.argv[1]}) as server:\n"
+        "    print(server.pid, server.management.describe('m')['workers'][0]['pid'], flush=True); input()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(echo)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    launcher, fork = map(int, owner.stdout.readline().split())
+    running = [*below(launcher), psutil.Process(fork), *[psutil.Process(fork).parent()]]
+    owner.kill()
+    owner.communicate()
+    with TorchServe(models={"m": echo}):
+        assert gone([process for process in running if process is not None])
+    assert folders() == before
+
+
+def test_a_handler_that_fails_is_quoted_as_always(tmp_path: Path) -> None:
+    archive = packed(tmp_path, "broken", "import no_such_module\n")
+    with pytest.raises(WorkerFailed, match="No module named 'no_such_module'"):
+        TorchServe(models={"m": archive}, preload=True).start()
+
+
+def test_child_processes_preload_too_and_a_server_outlives_the_block(echo: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        with preloaded():
+            run = subprocess.run([sys.executable, "-c", IS_FORK, echo], capture_output=True, text=True)
+            assert run.stdout.strip() == "True", run.stderr
+            server = stack.enter_context(TorchServe(models={"m": echo}))
+            fork = worker(server)
+            assert is_fork(fork)
+        assert VARIABLE not in os.environ
+        await_another(server, fork)
+        assert not is_fork(worker(server)) and server.inference.predict("m", {}) == "ok"
+
+
+def test_other_programs_run_as_with_the_real_python(shared: str, tmp_path: Path) -> None:
+    """TorchServe also starts pip and its collector of metrics with the Python of workers."""
+    python = python_for(tmp_path, {VARIABLE: shared})
+    assert python == str(tmp_path / "python")
+    code = "import sys; print(sys.executable, sys.argv[1:]); sys.exit(3)"
+    run = subprocess.run([python, "-c", code, "an argument", "b"], capture_output=True, text=True)
+    assert run.returncode == 3
+    assert run.stdout.strip() == f"{sys.executable} ['an argument', 'b']"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(7)", 7),
+        ("os.abort()", 134),
+        ("raise ValueError('odd')", 1),
+    ],
+)
+def test_the_program_ends_as_its_fork_ends(code: str, status: int, shared: str, tmp_path: Path) -> None:
+    script = tmp_path / "model_service_worker.py"
+    script.write_text(f"import os, sys\nprint(os.getppid(), sys.stdin.read(), flush=True)\n{code}\n")
+    python = python_for(tmp_path, {VARIABLE: shared})
+    run = subprocess.run(
+        [python, script], env=os.environ | {VARIABLE: shared}, input="read", capture_output=True, text=True
+    )
+    assert run.returncode == status
+    parent, read = run.stdout.split()
+    assert is_preloading(psutil.Process(int(parent))) and read == "read"
+    assert ("ValueError: odd" in run.stderr) == ("odd" in code)
+
+
+def test_a_folder_in_which_no_program_may_run(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert python_for(tmp_path, {VARIABLE: shared}) == sys.executable
+
+
+def test_elsewhere_than_on_linux_workers_start_as_always(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "POSSIBLE", False)
+    with preloaded(), TorchServe(models={"m": echo}, preload=True) as server:
+        assert VARIABLE not in os.environ and not is_fork(worker(server))
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "sentence"),
+    [
+        ("torch", TypeError, r"preload is 'torch'\. Give True, or a list of packages"),
+        ([1], TypeError, r"preload is \[1\]"),
+        (None, TypeError, "preload is None"),
+        (3, TypeError, "preload is 3"),
+        (["no_such_package"], PackageMissing, "preloading needs the package no_such_package"),
+    ],
+)
+def test_wrong_packages_are_told_before_anything_starts(
+    argument: Any, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        TorchServe(preload=argument)
+
+
+def test_a_package_that_is_not_installed() -> None:
+    with pytest.raises(PackageMissing, match="no_such_package"), preloaded("no_such_package.module"):
+        pass
+    assert VARIABLE not in os.environ
+
+
+def test_what_is_preloaded_is_there_and_starts_no_thread() -> None:
+    """A module that a new version of transformers no longer has would be left out without a word."""
+    code = (
+        "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]\n"
+        "print('transformers.modeling_utils' in sys.modules, 'onnxruntime' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *MODULES], capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "False"], run.stderr
+
+
+def test_circumstances_do_not_change_by_asking() -> None:
+    assert circumstances() == circumstances()
