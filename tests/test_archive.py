@@ -138,6 +138,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model_dir": "pickled"}, "no safetensors weights"),
     ({"extra_files": ["gone"]}, "no file"),
     ({"extra_files": ["model/config.json"]}, "same name"),
+    ({"handler": "json.py"}, "json.py in place of the module json"),
+    ({"extra_files": ["yaml.py"]}, "yaml.py in place of the module yaml"),
+    ({"extra_files": ["torch"]}, "torch in place of the module torch"),
     ({"extra_files": "settings.yaml"}, "Give a list of paths"),
     ({"extra_files": [7]}, "Give a path"),
     ({"config_file": {"minWorkers": 1}}, "Give a path"),
@@ -157,6 +160,9 @@ def test_wrong_arguments_are_refused_with_a_sentence(
     (source / "list.yaml").write_text("[1]")
     (source / "pickled").mkdir()
     (source / "pickled" / "config.json").write_text("{}")
+    (source / "torch").mkdir()
+    for module in ("json.py", "yaml.py", "torch/__init__.py"):
+        (source / module).write_text(HANDLER)
     with pytest.raises(ArchiveError, match=sentence):
         build_archive(**{"name": "m", **parts, **changes})
     assert not (source / "store").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -53,7 +54,7 @@ def handle(data, context):
 
 from signal import getsignal as signal_of
 """
-OWN_TQDM = "def handle(data, context):\n    import tqdm\n    return data and [tqdm.SAYS] * len(data)\n"
+OWN_SYMPY = "def handle(data, context):\n    import sympy\n    return data and [sympy.SAYS] * len(data)\n"
 
 # Prints whether the worker of a server of its own is a fork.
 IS_FORK = """
@@ -112,6 +113,7 @@ def test_a_fork_is_what_a_new_process_is(
     shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, seen = packed(tmp_path, "seen", SEEN), {}
+    importlib.import_module("transformers.modeling_utils")  # such imports set variables
     monkeypatch.setenv("SOMETHING", "in the server's environment")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extra"))
     for kind in ("new", "fork", "another fork"):
@@ -137,11 +139,11 @@ def test_where_a_fork_would_differ_a_new_process_is_started(
     circumstance: str, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, shared)
-    archive, wanted, start = packed(tmp_path, "echo", OWN_TQDM, other="1"), "", ""
+    archive, wanted, start = packed(tmp_path, "echo", OWN_SYMPY, other="1"), "", ""
     if circumstance == "variable":
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
     elif circumstance == "own module":
-        archive = packed(tmp_path, "own", OWN_TQDM, tqdm="SAYS = 'my own'")
+        archive = packed(tmp_path, "own", OWN_SYMPY, sympy="SAYS = 'my own'")
     else:
         start = {
             "mask": "os.umask(0o77)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,15 @@ def test_a_failing_handler_is_quoted(tmp_path: Path) -> None:
         TorchServe(models={"m": mar}).start()
     assert failed.value.traceback.startswith("Traceback") and "package is missing" in str(failed.value)
     assert folders() == before
+
+
+def test_a_worker_that_dies_in_its_imports_is_quoted(echo: Path, tmp_path: Path) -> None:
+    """build_archive refuses such a name; other programs pack it."""
+    mar = Path(shutil.copy(echo, tmp_path))
+    with zipfile.ZipFile(mar, "a") as archive:
+        archive.writestr("yaml.py", "raise ImportError('not the yaml that TorchServe needs')")
+    with pytest.raises(WorkerFailed, match="ImportError: not the yaml that TorchServe needs"):
+        TorchServe(models={"m": mar}, startup_timeout=60).start()
 
 
 def test_the_one_deadline(echo: Path) -> None:

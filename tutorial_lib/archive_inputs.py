@@ -33,6 +33,18 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "vllm_handler": {"vllm": "vllm"},
     "trt_llm_handler": {"tensorrt_llm": "tensorrt-llm", "transformers": "transformers"},
 }
+# What a worker imports beside the standard library, before it imports the handler.
+_IMPORTED_BY_WORKERS = (
+    "numpy",
+    "psutil",
+    "pynvml",
+    "torch",
+    "torchgen",
+    "tqdm",
+    "ts",
+    "typing_extensions",
+    "yaml",
+)
 _WHOLE_NUMBERS = (
     "minWorkers",
     "maxWorkers",
@@ -267,7 +279,9 @@ def _check_handler(handler: str | Path) -> str:
 
 
 def _check_names(files: Sequence[Path]) -> None:
-    """Checks that files exist and names differ: the archiver packs one flat folder, so one would be lost."""
+    """Checks that files exist, and that no name is taken: by another file, since the archiver packs one flat
+    folder, or by a module that a worker imports, since it looks in that folder first.
+    """
     first: dict[str, Path] = {}
     for file in files:
         if not file.exists():
@@ -278,6 +292,13 @@ def _check_names(files: Sequence[Path]) -> None:
                 "folder. Rename one of them."
             )
         first[file.name] = file
+        if file.suffix == ".py" or (file / "__init__.py").is_file():
+            module = file.name.removesuffix(".py")
+            if module in sys.stdlib_module_names or module in _IMPORTED_BY_WORKERS:
+                raise ArchiveError(
+                    f"A worker would import {file} in place of the module {module} that Python and "
+                    "TorchServe need themselves. Give it another name."
+                )
 
 
 def _check_model_dir(folder: Path) -> None:

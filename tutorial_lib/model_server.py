@@ -38,6 +38,7 @@ ADDRESSES = ("inference", "management", "metrics")
 POLL = 0.1  # seconds between two checks of a starting server
 
 _STARTS = 5  # at most, if other programs take the ports that were free
+_DIED_IN_IMPORTS = "Backend stream closed."  # TorchServe's words for a worker that ended before it listened
 _KEPT_LINES = 200  # of the log, kept after the server ended
 _logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class ModelServer(ABC):
         log = self._recent_log(10_000)
         if reason := refusal(log):
             raise ArchiveError(f"TorchServe refused the archive {reason}")
-        if "backend worker process died" in log.lower():
+        if "backend worker process died" in log.lower() or _DIED_IN_IMPORTS in log:
             raise WorkerFailed(wait_for_traceback(lambda: self._recent_log(10_000)), hint_for_log(log))
         if cause := worker_thread_failure(log):
             raise WorkerFailed(

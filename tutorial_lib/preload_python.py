@@ -27,6 +27,8 @@ READ_AT_IMPORT = (
     *("MKL", "NUMEXPR", "NUMPY", "NVIDIA", "OMP", "ONEDNN", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH"),
     *("TRANSFORMERS", "XDG_CACHE"),
 )
+# But not these: each worker has its own of the first; importing torch sets the second, which is read later.
+EXCEPT = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def circumstances() -> dict[str, Any]:
@@ -48,7 +50,7 @@ def circumstances() -> dict[str, Any]:
         **{
             name: value
             for name, value in os.environ.items()
-            if name.startswith(READ_AT_IMPORT) and name != "PYTHONPATH"
+            if name.startswith(READ_AT_IMPORT) and name not in EXCEPT
         },
         **{name: resource.getrlimit(getattr(resource, name))[1] for name in names},
         "the user": os.getuid(),

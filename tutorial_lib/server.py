@@ -290,7 +290,7 @@ class TorchServe(ModelServer):
         `build_archive` when the edit is good.
 
         `redeploy` takes as long as a worker's start. Python needs most of that time to import torch and
-        transformers: 2.4 of 2.5 s for a model of BERTweet's size (`make bench` measures the whole).
+        transformers, which `TorchServe(preload=True)` saves (`make bench` measures both).
 
         Args:
             model: the name it is registered as; its default version is the one replaced.
