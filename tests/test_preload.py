@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def handle(data, context):
 
 from signal import getsignal as signal_of
 """
-OWN_SYMPY = "def handle(data, context):\n    import sympy\n    return data and [sympy.SAYS] * len(data)\n"
+
 
 # Prints whether the worker of a server of its own is a fork.
 IS_FORK = """
@@ -134,34 +135,61 @@ def test_a_fork_is_what_a_new_process_is(
     assert seen["fork"] == seen["new"] and seen["another fork"] == seen["new"]
 
 
-@pytest.mark.parametrize("circumstance", ["variable", "mask", "limit", "priority", "own module"])
-def test_where_a_fork_would_differ_a_new_process_is_started(
-    circumstance: str, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SCRIPT = "import os, sys\nprint(os.getppid(), sys.stdin.read(), flush=True)\n"
+
+
+def run_script(shared: str, folder: Path, code: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a script with the name of TorchServe's worker; it prints its parent's id and what it reads."""
+    script = folder / "model_service_worker.py"
+    script.write_text(SCRIPT + code)
+    options["env"] = os.environ | {VARIABLE: shared} | options.get("env", {})
+    python = python_for(folder, {VARIABLE: shared})
+    return subprocess.run([python, script], input="read", capture_output=True, text=True, **options)
+
+
+def limit_cores() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "OMP_NUM_THREADS": {"env": {"OMP_NUM_THREADS": "3"}},
+    "LD_LIBRARY_PATH": {"env": {"LD_LIBRARY_PATH": "/no/such/folder"}},
+    "the file mode mask": {"umask": 0o77},
+    "RLIMIT_CORE": {"preexec_fn": limit_cores},
+    "the CPUs": {"preexec_fn": lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])},
+    "a higher priority": {"preexec_fn": lambda: os.setpriority(os.PRIO_PROCESS, 0, -5)},
+    "its own sympy": {},
+    "its own sitecustomize": {},
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_where_a_fork_would_differ_a_new_process_is_started(what: str, shared: str, tmp_path: Path) -> None:
+    if what == "a higher priority" and os.geteuid() != 0:
+        pytest.skip("only root can raise a priority")
+    if what == "the CPUs" and len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("this machine has one CPU")
+    if what == "RLIMIT_CORE" and resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        pytest.skip("this limit is 0 already")
+    options = dict(DIFFERENT[what])
+    if "its own" in what:
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / f"{what.rpartition(' ')[2]}.py").write_text("SAYS = 'my own'")
+        options["env"] = {"PYTHONPATH": str(tmp_path / "own")}
+    run = run_script(shared, tmp_path, **options)
+    told, result = run.stdout.splitlines()
+    assert told.startswith("This worker is not preloaded, but a new process: it ") and what in told
+    parent, read = result.split()
+    assert int(parent) == os.getpid() and read == "read"
+
+
+def test_an_archive_with_a_preloaded_module_of_its_own(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, shared)
-    archive, wanted, start = packed(tmp_path, "echo", OWN_SYMPY, other="1"), "", ""
-    if circumstance == "variable":
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    elif circumstance == "own module":
-        archive = packed(tmp_path, "own", OWN_SYMPY, sympy="SAYS = 'my own'")
-    else:
-        start = {
-            "mask": "os.umask(0o77)",
-            "limit": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
-            "priority": "os.setpriority(os.PRIO_PROCESS, 0, -5)",
-        }[circumstance]
-    if circumstance == "priority" and os.geteuid() != 0:
-        pytest.skip("only root can raise a priority")
-    if start:  # in a process of its own, since some of these can't be taken back
-        code = f"import os, resource; {start}\n{IS_FORK}"
-        run = subprocess.run([sys.executable, "-c", code, archive], capture_output=True, text=True)
-        assert run.stdout.strip() == "False", run.stderr
-        return
-    with TorchServe(models={"m": archive}) as server:
-        assert not is_fork(worker(server))
-        if circumstance == "own module":
-            wanted = server.inference.predict("m", {})
-            assert wanted == "my own"
+    code = "def handle(data, context):\n    import sympy\n    return data and [sympy.SAYS] * len(data)\n"
+    with TorchServe(models={"m": packed(tmp_path, "own", code, sympy="SAYS = 'my own'")}) as server:
+        assert not is_fork(worker(server)) and server.inference.predict("m", {}) == "my own"
 
 
 def test_a_worker_comes_back_whichever_process_dies(echo: Path) -> None:
@@ -282,12 +310,7 @@ def test_other_programs_run_as_with_the_real_python(shared: str, tmp_path: Path)
     ],
 )
 def test_the_program_ends_as_its_fork_ends(code: str, status: int, shared: str, tmp_path: Path) -> None:
-    script = tmp_path / "model_service_worker.py"
-    script.write_text(f"import os, sys\nprint(os.getppid(), sys.stdin.read(), flush=True)\n{code}\n")
-    python = python_for(tmp_path, {VARIABLE: shared})
-    run = subprocess.run(
-        [python, script], env=os.environ | {VARIABLE: shared}, input="read", capture_output=True, text=True
-    )
+    run = run_script(shared, tmp_path, code)
     assert run.returncode == status
     parent, read = run.stdout.split()
     assert is_preloading(psutil.Process(int(parent))) and read == "read"

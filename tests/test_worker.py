@@ -66,7 +66,7 @@ def ask(folder: Path, *bodies: bytes, **options: Any) -> list[worker.Reply]:
 
 def test_each_archive_imports_its_own_modules_and_everything_is_put_back(tmp_path: Path) -> None:
     one = laid_out(
-        tmp_path, "one", USES_HELPER, **{"helper.py": "NAME = 'one'\n", "json.py": "raise SystemExit\n"}
+        tmp_path, "one", USES_HELPER, **{"helper.py": "NAME = 'one'\n", "pytest.py": "raise SystemExit\n"}
     )
     two = laid_out(tmp_path, "two", USES_HELPER, **{"helper.py": "NAME = 'two'\n"})
     mine: Any = object()
@@ -76,7 +76,7 @@ def test_each_archive_imports_its_own_modules_and_everything_is_put_back(tmp_pat
         for folder in (one, two, one):
             assert ask(folder, b"")[0].body == folder.name.encode()
             assert (Path.cwd(), sys.path, sys.modules["helper"]) == (here, path, mine)
-        assert "handler" not in sys.modules and sys.modules["json"] is json
+        assert "handler" not in sys.modules and sys.modules["pytest"] is pytest
     finally:
         del sys.modules["helper"]
 
