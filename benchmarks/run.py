@@ -2,7 +2,7 @@
 
 python benchmarks/run.py                       both models, three rounds: about half an hour on 2 cores
 python benchmarks/run.py --models embedded     only the small model
-python benchmarks/run.py --handlers            the handlers again; the rest stays as an earlier run found it
+python benchmarks/run.py --only starts edits   these parts again; the rest stays as an earlier run found it
 
 Two tables answer two questions: what the handler brings (the course's against the article's, both on
 TorchServe; README.md names the article), and what the server brings (the course's handler, with the same
@@ -106,6 +106,16 @@ TITLES = {
 # How many texts, the seconds of each measurement, and the seconds of load before the first one. Java compiles
 # the code that runs often: a request costs TorchServe five times as much at first as after twenty seconds.
 MODELS = {"embedded": (500, 4.0, 12.0), "bertweet": (64, 6.0, 8.0)}
+# What is measured, and for which models.
+PARTS = {
+    "handlers": ("embedded", "bertweet"),
+    "servers": ("embedded", "bertweet"),
+    "apart": ("embedded", "bertweet"),
+    "one client": ("embedded", "bertweet"),
+    "crowds": ("embedded",),
+    "starts": ("embedded",),
+    "edits": ("bertweet",),
+}
 
 
 def make_model(name: str, folder: Path) -> Path:
@@ -223,6 +233,29 @@ def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def apart(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
+    """Measures the handler in turn in TorchServe, with the clients on a core of their own, and in process, on
+    the cores that TorchServe has."""
+    texts, cores = [tweet.text for tweet in sample_tweets(500)], sorted(os.sched_getaffinity(0))
+    setting, rows = INT8._replace(workers=len(cores) - 1), []
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, cores)
+        os.sched_setaffinity(0, cores[:-1])  # for all that is started now
+        limit = stack.enter_context(InProcess(model_dir, fresh(work / "apart_in_process"), setting))
+        one = stack.enter_context(ours(model_dir, fresh(work / "apart"), setting))
+        os.sched_setaffinity(0, cores[-1:])
+        for number in range(rounds):
+            alone = limit.measure(4, batch_size=32, processes=setting.workers)["texts_per_s"]
+            # On fewer cores Java takes longer to compile what runs often.
+            found = load_test(
+                one.url, texts, headers=one.headers, concurrency=CLIENTS, duration=4,
+                warmup=1 if number else 40,
+            ).iloc[0]  # fmt: skip
+            rows.append({LIMIT: alone, "TorchServe": found["requests_per_s"]})
+            say(f"apart: {rows[-1]}")
+    return pd.DataFrame(rows)
+
+
 def costs(one: Running, texts: list[str], seconds: float) -> pd.DataFrame:
     """Measures the CPU milliseconds of a request under full load: in the workers, the JVM and the clients."""
     wake(one)
@@ -308,8 +341,8 @@ def one_client(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
 
 def starts(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Measures the seconds from nothing to a READY worker, in turn: ours with `TorchServe(…)`, and ours and
-    the article's handler by the bare launcher."""
+    """Measures the seconds from nothing to a READY worker, in turn: ours with `TorchServe(…)`, preloaded too,
+    and ours and the article's handler by the bare launcher."""
     alone = FLOAT32._replace(workers=1)
     own = build_archive(
         "starts", handler=ROOT / "handler.py", model_dir=model_dir, export_path=fresh(work / "starts"),
@@ -319,11 +352,9 @@ def starts(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
         "article", handler=HERE / "article_handler.py", model_dir=model_dir, export_path=work / "starts"
     )
 
-    def library() -> Any:
-        return TorchServe(models={"my_model": own})
-
     ways: dict[str, Callable[[], Any]] = {
-        "TorchServe(…)": library,
+        "TorchServe(…)": lambda: TorchServe(models={"my_model": own}),
+        "TorchServe(…, preload=True)": lambda: TorchServe(models={"my_model": own}, preload=True),
         "bare launcher": lambda: bare_launcher(own),
         "article's handler, bare launcher": lambda: bare_launcher(theirs),
     }
@@ -334,6 +365,7 @@ def starts(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
             began = time.perf_counter()
             with start():
                 row[name] = time.perf_counter() - began
+        say(f"starts: {row}")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -378,7 +410,8 @@ def ready(management: str) -> bool:
 
 
 def edits(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Seconds from an edit of the handler to the next answer: the article's loop, and `redeploy`, in turn."""
+    """Measures the seconds from an edit of the handler to the next answer, in turn: the article's loop, and
+    `redeploy` with and without preloading."""
     store, body = fresh(work / "edits"), {"input": ["great day"]}
     # The folder as the article has it: without the ONNX file, which would be packed too.
     lean = work / "lean"
@@ -386,17 +419,26 @@ def edits(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
     parts: dict[str, Any] = {"handler": ROOT / "handler.py", "model_dir": lean, "export_path": store}
     first = build_archive("first", **parts, archive_format="no-archive")
     rows = []
-    with TorchServe(models={"my_model": first}, model_api=True, startup_timeout=300) as server:
+    with contextlib.ExitStack() as stack:
+        running = {
+            name: stack.enter_context(
+                TorchServe(models={"my_model": first}, model_api=True, preload=preload, startup_timeout=300)
+            )
+            for name, preload in (("redeploy", False), ("redeploy, preloaded", True))
+        }
         for _ in range(rounds):
             began = time.perf_counter()
             mar = build_archive("again", **parts, archive_format="default")
             with bare_launcher(mar) as address:
                 requests.post(f"{address}/predictions/my_model", json=body, timeout=120).raise_for_status()
-                loop = time.perf_counter() - began
-            began = time.perf_counter()
-            server.redeploy("my_model", handler=ROOT / "handler.py", timeout=300)
-            server.inference.predict("my_model", body)
-            rows.append({"article's loop": loop, "redeploy": time.perf_counter() - began})
+                row = {"article's loop": time.perf_counter() - began}
+            for name, server in running.items():
+                began = time.perf_counter()
+                server.redeploy("my_model", handler=ROOT / "handler.py", timeout=300)
+                server.inference.predict("my_model", body)
+                row[name] = time.perf_counter() - began
+            say(f"edits: {row}")
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -433,12 +475,13 @@ def machine() -> str:
     return f"{CORES} cores of {cpu}, no GPU; Python {platform.python_version()}, {versions}"
 
 
-def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    fewest = min(one["handlers"]["round"].max() + 1 for one in results.values())
     parts = [
         "# What was measured",
-        f"`make bench` wrote this: {machine()}. {CLIENTS} clients, one text a request, {rounds} rounds in "
-        "turn; medians. Every label is compared with what plain float32 torch says, and only equal ones "
-        "count as answers. Each table is of one run, each ratio of one round.",
+        f"`make bench` wrote this: {machine()}. {CLIENTS} clients, one text a request, {fewest} rounds or "
+        "more in turn; medians. Every label is compared with what plain float32 torch says, and only equal "
+        "ones count as answers. Each table is of one run, each ratio of one round.",
         "Two questions, two tables. *What does the handler bring?* The course's handler and the article's, "
         "both on TorchServe. *What does the server bring?* The very same handler, with `backend: onnx` in "
         f"int8, on several servers, each with {CORES} processes for the model and batches of 32 at most, set "
@@ -458,6 +501,12 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
             f"JVM's and {clients:.2f} the clients', which share the cores; the last two are what being a "
             "server costs."
         )
+        rates = one["apart"].median()
+        ratio = (one["apart"]["TorchServe"] / one["apart"][LIMIT]).median()
+        parts.append(
+            "With the clients on a core of their own, and the rest on the other cores: TorchServe "
+            f"{rates['TorchServe']:.1f} requests/s, in process {rates[LIMIT]:.1f} ({ratio:.2f})."
+        )
         alone, gathered, single = one["one client"].median()[
             ["in process", "served in batches", "served one by one"]
         ]
@@ -468,16 +517,17 @@ def markdown(results: dict[str, dict[str, Any]], rounds: int) -> str:
         if "crowds" in one:
             parts += ["### More clients than places", crowd_table(one["crowds"])]
         if "starts" in one:
-            library, bare, article_bare = one["starts"].median()
+            library, preloaded, bare, article_bare = one["starts"].median()
             parts.append(
-                f"From nothing to a READY worker: `TorchServe(…)` {library:.2f} s, the bare launcher "
-                f"{bare:.2f} s; with the article's handler the bare launcher takes {article_bare:.2f} s."
+                f"From nothing to a READY worker: `TorchServe(…)` {library:.2f} s, with `preload=True` "
+                f"{preloaded:.2f} s, the bare launcher {bare:.2f} s; with the article's handler the bare "
+                f"launcher takes {article_bare:.2f} s."
             )
         if "edits" in one:
-            loop, redeploy, ratio = both(one["edits"])
+            loop, redeploy, preloaded = one["edits"].median()
             parts.append(
                 f"From an edit of the handler to the next answer: the article's loop {loop:.1f} s, "
-                f"`redeploy` {redeploy:.1f} s (1/{ratio:.1f})."
+                f"`redeploy` {redeploy:.1f} s, and {preloaded:.1f} s on a server with `preload=True`."
             )
     return "\n\n".join(parts) + "\n"
 
@@ -499,12 +549,6 @@ def crowd_table(found: pd.DataFrame) -> str:
         ]
         lines[1] += f"\n| {name} | " + " | ".join(cells) + " |"
     return "\n\n".join(lines)
-
-
-def both(frame: pd.DataFrame) -> tuple[float, float, float]:
-    """Returns the medians of the two columns, and of their ratio within a round."""
-    first, second = frame.iloc[:, 0], frame.iloc[:, 1]
-    return first.median(), second.median(), (first / second).median()
 
 
 def to_markdown(frame: pd.DataFrame, best: str) -> str:
@@ -553,6 +597,17 @@ def earlier(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def measure(part: str, name: str, model_dir: Path, work: Path, rounds: int) -> dict[str, pd.DataFrame]:
+    """Measures one part of `PARTS` for a model."""
+    if part == "handlers":
+        return handlers(name, model_dir, work, rounds)
+    if part == "servers":
+        return {part: in_turns(SERVERS, name, model_dir, fresh(work / part), rounds)}
+    one: dict[str, Callable[[Path, Path, int], pd.DataFrame]]
+    one = {"apart": apart, "one client": one_client, "crowds": crowds, "starts": starts, "edits": edits}
+    return {part: one[part](model_dir, work, rounds)}
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
@@ -561,37 +616,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures ways to serve a model.")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--handlers", action="store_true", help="measure only the handlers again")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these again, keep the rest")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder for results.md, .json and .svg")
     args = parser.parse_args()
-    results: dict[str, dict[str, Any]] = earlier(args.out) if args.handlers else {}
+    results: dict[str, dict[str, Any]] = earlier(args.out) if args.only else {}
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         for name in args.models:
             work = fresh(Path(scratch) / name)
             say(f"model {name}")
             model_dir = make_model(name, work / "my_model")
-            one: dict[str, Any] = handlers(name, model_dir, work, args.rounds)
-            if args.handlers:
-                results[name] |= one
-                continue
-            one["servers"] = in_turns(SERVERS, name, model_dir, fresh(work / "servers"), args.rounds)
-            one["one client"] = one_client(model_dir, work, args.rounds)
-            say("one client: done")
-            if name == "embedded":
-                one["crowds"] = crowds(model_dir, work, args.rounds)
-                one["starts"] = starts(model_dir, work, args.rounds)
-            else:
-                one["edits"] = edits(model_dir, work, max(1, args.rounds - 1))
-            results[name] = one
+            for part, models in PARTS.items():
+                if name in models and part in (args.only or PARTS):
+                    results.setdefault(name, {}).update(measure(part, name, model_dir, work, args.rounds))
+                    say(f"{part}: done")
             shutil.rmtree(work)
     frames = {
         name: {what: json.loads(f.to_json(orient="records")) for what, f in one.items()}
         for name, one in results.items()
     }
     (args.out / "results.json").write_text(json.dumps({"machine": machine(), **frames}, indent=1) + "\n")
-    (args.out / "results.md").write_text(markdown(results, args.rounds))
+    (args.out / "results.md").write_text(markdown(results))
     plot(results, args.out / "results.svg" if args.out != HERE else ROOT / "notebooks" / "benchmark.svg")
-    print(markdown(results, args.rounds))
+    print(markdown(results))
 
 
 if __name__ == "__main__":

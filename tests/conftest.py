@@ -78,7 +78,7 @@ for name, port in zip(
 
 
 # A worker gets one file after the other. With the longest at the end, the others would have nothing to do.
-LONGEST_FIRST = ("soak", "preload", "book_browser", "redeploy", "handler_models", "export", "packaging", "archive")
+LONGEST_FIRST = ("soak", "preload", "book_browser", "handler_models", "export", "packaging", "archive")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

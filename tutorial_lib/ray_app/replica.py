@@ -36,6 +36,7 @@ with extra("ray", "tutorial_lib.ray_app"):
 
 # A route prefix that begins with one of these, as /predictions/my_model, is part of an address.
 _ADDRESSES = ("explanations", "metrics", "models", "ping", "predictions")
+_SWITCH = 0.001  # seconds
 _SECONDS_TO_SEND = 0.5  # for the last answers of a replica that ends
 
 
@@ -55,6 +56,9 @@ class Replica:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = {"Level": "Host", "Hostname": socket.gethostname()}
         self._metrics = Metrics({"replica": self._id})
+        # So long a thread waits for one that computes in Python; 5 ms if nobody says otherwise. The handler
+        # computes beside the event loop, which is to send answers and take requests meanwhile.
+        sys.setswitchinterval(_SWITCH)
         self._held = contextlib.ExitStack()
         folder = self._held.enter_context(unpacked(model.archive, model.digest))
         self._held.enter_context(worker.in_model_folder(folder))
