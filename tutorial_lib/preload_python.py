@@ -101,11 +101,12 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def ask(
-    message: dict[str, Any], streams: list[int] | None = None, timeout: float | None = None
+    folder: str, message: dict[str, Any], streams: list[int] | None = None, timeout: float | None = None
 ) -> tuple[socket.socket, dict[str, Any]]:
-    """Asks the preloading process; see preload_process.py for the questions.
+    """Asks a preloading process; see preload_process.py for the questions.
 
     Args:
+        folder: the process's folder, which `VARIABLE` names.
         message, streams: as for `send`.
         timeout: seconds to wait; it answers when its imports are done.
 
@@ -113,17 +114,16 @@ def ask(
         the connection, which the caller closes, and the answer.
 
     Raises:
-        OSError, EOFError, KeyError: there is none, or it does not answer.
+        OSError, EOFError: there is none, or it does not answer.
 
-    >>> os.environ[VARIABLE] = "/no/such/folder"
-    >>> ask({})
+    >>> ask("/no/such/folder", {})
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory
     """
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout)
     try:
-        connection.connect(os.path.join(os.environ[VARIABLE], "socket"))  # noqa: PTH118
+        connection.connect(f"{folder}/socket")
         send(connection, message, streams)
         return connection, receive(connection)[0]
     except BaseException:
@@ -144,8 +144,8 @@ def _run_as_fork(arguments: list[str]) -> None:
         "open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # Java raises its own
     }
     try:
-        connection, answer = ask(request, [0, 1, 2])
-    except (OSError, EOFError, KeyError):
+        connection, answer = ask(os.environ[VARIABLE], request, [0, 1, 2])
+    except (KeyError, OSError, EOFError):
         return
     if "refused" in answer:
         print(

@@ -100,9 +100,12 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 def _forks_of(folder: Path) -> list[psutil.Process]:
     """Returns the preloaded workers; the system shows the variables of the process that they are forks of."""
+    preloading = os.environ.get(preload_python.VARIABLE)
+    if preloading is None:
+        return []
     try:
-        connection, answer = preload_python.ask({"forks of": str(folder)}, timeout=10)
-    except (OSError, EOFError, KeyError):
+        connection, answer = preload_python.ask(preloading, {"forks of": str(folder)}, timeout=10)
+    except (OSError, EOFError):
         return []
     connection.close()
     found = []
