@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,16 @@ def test_a_handler_that_fails_is_quoted_as_always(tmp_path: Path) -> None:
     archive = packed(tmp_path, "broken", "import no_such_module\n")
     with pytest.raises(WorkerFailed, match="No module named 'no_such_module'"):
         TorchServe(models={"m": archive}, preload=True).start()
+
+
+@pytest.mark.parametrize("locale", [{}, {"LANG": "C"}, {"LC_ALL": "C.UTF-8"}])
+def test_it_works_in_any_locale(locale: dict[str, str], echo: Path) -> None:
+    code = f"import tutorial_lib\nwith tutorial_lib.preloaded():\n{textwrap.indent(IS_FORK, '    ')}"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "LC_"))}
+    run = subprocess.run(
+        [sys.executable, "-c", code, echo], env=variables | locale, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "True", run.stderr
 
 
 def test_child_processes_preload_too_and_a_server_outlives_the_block(echo: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def find_java() -> Java:
     raise JavaNotFound(
         f"TorchServe needs Java {OLDEST_JAVA} or newer, and none was found ({'; '.join(seen)}). {advice}"
     )
+
+
+def utf8_locale(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns a locale in which Java finds paths with letters outside ASCII, if the variables set none or C.
+
+    Python does this for itself (PEP 538 and 540).
+
+    Args:
+        environment: the variables.
+
+    >>> utf8_locale({"LANG": "C"}), utf8_locale({"LANG": "de_DE.UTF-8"})
+    ({'LC_ALL': 'C.UTF-8'}, {})
+    """
+    names = (environment.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    return {"LC_ALL": "C.UTF-8"} if next(filter(None, names), "C") in ("C", "POSIX") else {}
 
 
 def _advice(failed: bool) -> str:

@@ -1,8 +1,8 @@
-"""Starts workers with their imports done: forks of a process that has imported torch and the like once.
+"""Starts workers in tenths of a second: as forks of a process that has imported torch and transformers.
 
-Of the seconds that a worker takes to start, most are imports. A process that has done them and forks gives a
-worker in a tenth of a second; Python's multiprocessing calls this a fork server. It is for development and
-for tests, where servers start often.
+A worker spends most of its start on imports. A process that has finished these imports can fork a worker at
+once; Python's multiprocessing calls such a process a fork server. Use it for development and tests, where
+servers start often.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tutorial_lib.errors import PackageMissing
+from tutorial_lib.java import utf8_locale
 from tutorial_lib.preload_python import VARIABLE
 from tutorial_lib.processes import end_processes, new_folder
 
-# What a worker imports itself, and what a handler with a model of transformers imports. Not
-# ts.torch_handler.base_handler: it imports onnxruntime, which starts a thread, and a fork has no such thread.
+# What a worker imports, and what a handler with a model of transformers imports. Without
+# ts.torch_handler.base_handler: it imports onnxruntime, which starts a thread that a fork would not have.
 MODULES = (
     "ts.model_service_worker",
     "torch",
@@ -31,26 +32,27 @@ MODULES = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
-# This library may be found along PYTHONPATH alone, which each worker has its own of.
+# Without PYTHONPATH, because each worker has its own; yet this library may be on it.
 _RUN = (
     "import sys; path = sys.path[1:]; sys.path[0] = sys.argv.pop(1); "
     "from tutorial_lib.preload_process import main; main(path)"
 )
-POSSIBLE = sys.platform == "linux"  # elsewhere system libraries do not survive a fork
+POSSIBLE = sys.platform == "linux"  # elsewhere a fork may break the system's libraries
 
 
 @contextlib.contextmanager
 def preloaded(*packages: str) -> Iterator[None]:
-    """Within the `with` block, each `TorchServe` starts its workers as forks, also those of child processes.
+    """Makes each `TorchServe` in the `with` block start its workers as forks, in child processes too.
 
-    Workers are forked from one process, which imports once: TorchServe's worker code, torch, transformers if
-    it is installed, and your packages. A worker that a fork can't replace (its archive brings a module of its
-    own in place of a loaded one, or variables such as OMP_NUM_THREADS differ) starts as a new process, as do
-    all workers elsewhere than on Linux. A server that outlives the block starts its workers anew.
+    One process imports TorchServe's worker code, torch, transformers if it is installed, and your packages;
+    all workers are forks of that process. A worker starts as a new process, and says so in the model log, if
+    a fork would differ: if its archive has its own version of an imported module, or if variables such as
+    OMP_NUM_THREADS have other values. Elsewhere than on Linux all workers start as new processes. If a
+    server outlives the block, its workers are started again, as new processes. Not tested with a GPU.
 
     Args:
-        packages: more modules to import, such as "torchvision"; none that starts threads or uses a GPU when
-            it is imported.
+        packages: more modules to import, such as "torchvision". They must not start threads or use a GPU when
+            they are imported.
 
     Raises:
         PackageMissing: a package is not installed.
@@ -98,7 +100,7 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
 
     Args:
         folder: where its socket will be.
-        environment: its variables, which workers should have too; TEMP tells whose process it is.
+        environment: its variables, which workers should have too; `processes_of` finds it by TEMP.
         packages: modules to import beside `MODULES`.
 
     >>> import tempfile
@@ -106,11 +108,12 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
     ...     process.poll()
     ...     process.kill()
     """
+    variables = {**environment, **utf8_locale(environment)}  # as servers have it
     return subprocess.Popen(
         [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder), *MODULES, *packages],
         cwd=folder,
-        env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
-        stdin=subprocess.PIPE,  # ends with this process
+        env={name: value for name, value in variables.items() if name != "PYTHONPATH"},
+        stdin=subprocess.PIPE,  # which closes when this process ends
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -118,10 +121,10 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
 
 
 def python_for(folder: Path, environment: Mapping[str, str]) -> str:
-    """Returns the `python` to give to a server: one that asks for forks, if its variables name a process.
+    """Returns the program that a server starts workers with: Python, or one that requests forks.
 
     Args:
-        folder: the server's, where the program is written.
+        folder: the server's folder, where the program is written.
         environment: the server's variables.
 
     >>> python_for(Path("/no/such/folder"), {}) == sys.executable
@@ -134,5 +137,5 @@ def python_for(folder: Path, environment: Mapping[str, str]) -> str:
     command = [sys.executable, "-ISE", str(script)]  # -S: it needs no packages
     python.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     python.chmod(0o700)
-    # A folder for temporary files may be one in which no program may run.
+    # A file system may forbid to run programs (noexec).
     return str(python) if os.access(python, os.X_OK) else sys.executable

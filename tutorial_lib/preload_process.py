@@ -1,8 +1,9 @@
-"""The preloading process: imports what workers import, once, and forks a worker whenever one is asked for.
+"""The preloading process: it imports once what workers import, and forks a worker for each request.
 
-Started by preload.py; asked by preload_python.py over the Unix socket in the folder. A fork is what a new
-worker would be after its imports: same arguments, folder, variables, module search path and streams. It ends
-when the process that asked for it ends, and this process when its owner has ended and no fork is left.
+preload.py starts this process. preload_python.py sends requests over the Unix socket in the process's folder.
+A fork has the arguments, folder, variables, module search path and streams that a new worker process would
+have. A fork ends when the process that requested it ends. The preloading process ends when its owner has
+ended and no fork runs.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ _RUN_AT_START = {"sitecustomize", "usercustomize"}
 
 
 class _Forks:
-    """The workers that were forked: one ends with the connection that asked for it."""
+    """The forked workers; each ends when the connection that requested it is closed."""
 
     def __init__(self, folder: Path, path: list[str]) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "socket"))
-        self._listener.listen(128)  # who asks during the imports waits for their end
-        self._owner = sys.stdin.fileno()  # a pipe, which ends with the owner
+        self._listener.listen(128)  # requests wait here during the imports
+        self._owner = sys.stdin.fileno()  # a pipe that the owner holds open
         self._circumstances = circumstances()
         self._path = path
-        self._connections: dict[int, socket.socket] = {}  # process id of a fork → who asked for it
+        self._connections: dict[int, socket.socket] = {}  # process id of a fork → its requester
         self._temporary: dict[int, str] = {}  # process id of a fork → its TEMP
 
     def serve(self) -> dict[str, Any]:
-        """Answers until the owner ends. Returns in a fork alone, with the request that it is for."""
+        """Answers requests until the owner ends. Returns only in a fork, with the fork's request."""
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._owner, selectors.EVENT_READ, self._leave)
@@ -61,7 +62,7 @@ class _Forks:
 
     def _accept(self, listener: socket.socket) -> dict[str, Any] | None:
         connection, _ = listener.accept()
-        connection.settimeout(5)  # who asks sends at once
+        connection.settimeout(5)  # a requester sends at once
         try:
             request, streams = receive(connection)
         except (OSError, EOFError, ValueError):
@@ -74,7 +75,7 @@ class _Forks:
         if reason := self._refusal(request):
             self._answer(connection, {"refused": reason}, streams)
             return None
-        with warnings.catch_warnings(action="ignore"):  # numpy's threads, which prepare for a fork themselves
+        with warnings.catch_warnings(action="ignore"):  # numpy's threads handle a fork themselves
             pid = os.fork()
         if pid == 0:
             self._forget_all(connection)
@@ -96,7 +97,7 @@ class _Forks:
             send(connection, answer)
 
     def _refusal(self, request: dict[str, Any]) -> str:
-        """Returns why a fork would not be what a new process is, or ""."""
+        """Returns how a fork would differ from a new process; "" if it would not."""
         own, wanted = self._circumstances, request["circumstances"]
         if differing := sorted(key for key in own | wanted if own.get(key) != wanted.get(key)):
             return f"it differs in {', '.join(differing)}"
@@ -112,8 +113,8 @@ class _Forks:
         return ""
 
     def _end(self, pid: int) -> None:
-        """Kills a fork: the process that asked for it was killed."""
-        if pid in self._connections:  # else it has ended meanwhile
+        """Kills a fork whose requester was killed."""
+        if pid in self._connections:  # else the fork has ended meanwhile
             self._selector.unregister(self._connections[pid])
             os.kill(pid, signal.SIGKILL)
 
@@ -129,25 +130,25 @@ class _Forks:
             send(connection, {"status": os.waitstatus_to_exitcode(status)})
 
     def _forget_all(self, connection: socket.socket) -> None:
-        """Closes, in a fork, what belongs to this process alone."""
+        """Closes, in a fork, the sockets and files that only the preloading process uses."""
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
-            elif key.fileobj != self._owner:  # the owner's pipe is replaced as a standard stream
+            elif key.fileobj != self._owner:  # the owner's pipe is stdin, which is replaced
                 os.close(int(key.fileobj))  # type: ignore[arg-type]
         self._selector.close()
         connection.close()
 
 
 def _entries(request: dict[str, Any]) -> list[str]:
-    """Returns the folders that a new process would search before the standard library."""
+    """Returns the folders where a new process would look for modules before the standard library."""
     script = os.path.dirname(request["arguments"][0])  # noqa: PTH120
     python_path = request["variables"].get("PYTHONPATH", "")
     return [script, *filter(None, python_path.split(os.pathsep))]
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Makes this fork what a new process would be."""
+    """Gives this fork what a new process would have."""
     import resource
 
     for number, stream in enumerate(request["streams"]):
@@ -164,25 +165,25 @@ def _become(request: dict[str, Any]) -> None:
     sys.path_importer_cache.clear()
     tempfile.tempdir = None
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # Python's own generator does this after each fork
+        numpy.random.seed()  # Python's own generator is seeded again at each fork
 
 
 def _preload(modules: list[str]) -> None:
-    """Imports the modules that can be imported; a worker tells what is wrong with the others."""
+    """Imports the modules; if one fails, the worker will import it again and report the error."""
     with warnings.catch_warnings(), contextlib.suppress(BaseException):
         for module in modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
-    logging.root.handlers.clear()  # a worker sets up its own log, which it would not do after an import's
+    logging.root.handlers.clear()  # else a worker would not set up its log
     gc.collect()
-    gc.freeze()  # so that a fork's garbage collector writes to no shared memory
+    gc.freeze()  # so that garbage collection in forks does not copy shared memory
 
 
 def main(path: list[str]) -> None:
-    """Imports, then forks until the owner ends; sys.argv has the folder and the modules to import.
+    """Imports modules, then forks workers until the owner ends; sys.argv names the folder and the modules.
 
     Args:
-        path: what a new Python process would have as sys.path, without its script's folder and PYTHONPATH.
+        path: the sys.path of a new Python process, without its script's folder and PYTHONPATH.
     """
     folder, *modules = sys.argv[1:]
     forks = _Forks(Path(folder), path)
@@ -192,9 +193,9 @@ def main(path: list[str]) -> None:
 
 
 def _run(script: str) -> None:
-    """Runs a worker's script, and ends as Python ends a process: without the libraries' own last steps.
+    """Runs a worker's script and ends the process, without the libraries' C++ destructors.
 
-    Those can wait for threads that a fork does not have. Python's multiprocessing ends its forks so too.
+    These may wait for threads that a fork does not have. Python's multiprocessing ends forks in the same way.
     """
     status: object = 0
     try:

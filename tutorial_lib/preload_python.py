@@ -1,9 +1,9 @@
-"""The Python that TorchServe starts its workers with while they are preloaded: it asks for a fork.
+"""The program that TorchServe runs in place of `python` if workers are preloaded.
 
-TorchServe runs this file in place of `python`, with the arguments that `python` would get. For a worker it
-asks the preloading process (preload_process.py) for a fork, gives it its own standard streams, and then lives
-and ends with that fork. For anything else, and wherever a fork would not be the same as a new process, it
-becomes the real Python. It imports the standard library alone, since it starts as often as a worker does.
+The program gets the arguments that `python` would get. To start a worker, it asks the preloading process
+(preload_process.py) for a fork, passes its own standard streams to the fork, and ends when the fork ends. For
+other scripts, and where a fork would differ from a new process, it replaces itself by the real Python. This
+file imports only the standard library, so that the program starts in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Any
 
 VARIABLE = "TUTORIAL_LIB_PRELOADED"  # the preloading process's folder
 WORKER = "model_service_worker.py"
-LIMIT = 8_000_000  # bytes of a message; all variables together have a few thousand
+LIMIT = 8_000_000  # bytes of a message; a process's variables need a few thousand
 
-# Libraries read variables with these beginnings when they are loaded, and not again.
+# Libraries read variables with these prefixes only once, when they are imported.
 READ_AT_IMPORT = (
     *("ATEN", "CUDA", "DNNL", "GLIBC", "GOMP", "HF_", "HUGGINGFACE", "KMP", "LANG", "LC_", "LD_", "MALLOC"),
     *("MKL", "NUMEXPR", "NUMPY", "NVIDIA", "OMP", "ONEDNN", "OPENBLAS", "PYTHON", "PYTORCH", "TORCH"),
     *("TRANSFORMERS", "XDG_CACHE"),
 )
-# But not these: each worker has its own of the first; importing torch sets the second, which is read later.
+# Exceptions: each worker has its own PYTHONPATH; importing torch sets the other variable, and reads it later.
 EXCEPT = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def circumstances() -> dict[str, Any]:
-    """Returns what a fork gets from the preloading process, and a new process from the one that starts it.
+    """Returns what a process inherits from the process that starts it, and what can't be changed in a fork.
 
     Returns:
-        the variables that libraries read when they are loaded, the hard limits, the user, the usable CPUs,
-        the control group and the file mode mask; each by its name.
+        the variables that libraries read when they are imported, the hard limits, the user, the usable CPUs,
+        the control group and the file mode mask, each by its name.
 
     >>> circumstances()["the user"] == os.getuid()
     True
@@ -61,12 +61,12 @@ def circumstances() -> dict[str, Any]:
 
 
 def send(connection: socket.socket, message: dict[str, Any], streams: list[int] | None = None) -> None:
-    """Sends a message in one piece, with file descriptors.
+    """Sends a message and file descriptors.
 
     Args:
         connection: a Unix socket.
-        message: anything that JSON can hold.
-        streams: the file descriptors to give away.
+        message: any value that JSON can represent.
+        streams: the file descriptors to pass on.
 
     >>> one, other = socket.socketpair()
     >>> send(one, {"pid": 7})
@@ -80,10 +80,10 @@ def send(connection: socket.socket, message: dict[str, Any], streams: list[int] 
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Receives a message and its file descriptors, as `send` sent them.
+    """Receives what `send` sent: the message and the file descriptors.
 
     Raises:
-        EOFError: the other side has gone, or sends something else.
+        EOFError: the other process closed the connection, or sent something else.
 
     >>> one, other = socket.socketpair()
     >>> one.close()
@@ -103,18 +103,18 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def ask(
     folder: str, message: dict[str, Any], streams: list[int] | None = None, timeout: float | None = None
 ) -> tuple[socket.socket, dict[str, Any]]:
-    """Asks a preloading process; see preload_process.py for the questions.
+    """Sends a request to a preloading process; preload_process.py defines the requests.
 
     Args:
-        folder: the process's folder, which `VARIABLE` names.
+        folder: the process's folder, which the variable `VARIABLE` names.
         message, streams: as for `send`.
-        timeout: seconds to wait; it answers when its imports are done.
+        timeout: seconds to wait. The process answers only after its imports.
 
     Returns:
         the connection, which the caller closes, and the answer.
 
     Raises:
-        OSError, EOFError: there is none, or it does not answer.
+        OSError, EOFError: there is no such process, or it does not answer.
 
     >>> ask("/no/such/folder", {})
     Traceback (most recent call last):
@@ -132,7 +132,7 @@ def ask(
 
 
 def _run_as_fork(arguments: list[str]) -> None:
-    """Lets a fork do the work, and ends as it ends; returns if there is no fork to be had."""
+    """Runs a worker as a fork, and ends with the fork's exit status; returns if no fork can be made."""
     import resource
 
     request = {
@@ -141,7 +141,7 @@ def _run_as_fork(arguments: list[str]) -> None:
         "variables": dict(os.environ),
         "circumstances": circumstances(),
         "nice": os.nice(0),
-        "open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # Java raises its own
+        "open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # Java raises this limit
     }
     try:
         connection, answer = ask(os.environ[VARIABLE], request, [0, 1, 2])
@@ -155,15 +155,15 @@ def _run_as_fork(arguments: list[str]) -> None:
         return
     try:
         status = receive(connection)[0]["status"]
-    except (OSError, EOFError):  # the preloading process has ended: nothing would end the fork with this one
+    except (OSError, EOFError):  # the preloading process has ended, so nobody else would end the fork
         with contextlib.suppress(OSError):
             os.kill(answer["pid"], signal.SIGKILL)
         status = 1
-    os._exit(status if status >= 0 else 128 - status)  # as a shell tells of a signal
+    os._exit(status if status >= 0 else 128 - status)  # as a shell reports a signal
 
 
 def main() -> None:
-    """Runs the arguments as a fork where that is possible, else as the real Python."""
+    """Runs the script in a fork if possible, else in a new Python process."""
     arguments = sys.argv[1:]
     if arguments and arguments[0].endswith(WORKER):
         _run_as_fork(arguments)

@@ -27,7 +27,7 @@ from tutorial_lib.errors import (
     hint_for_log,
 )
 from tutorial_lib.extras import need
-from tutorial_lib.java import find_java
+from tutorial_lib.java import find_java, utf8_locale
 from tutorial_lib.model_server import POLL, ModelServer
 from tutorial_lib.preload import check_packages, python_for
 from tutorial_lib.preload import start as start_preloading
@@ -70,9 +70,9 @@ class TorchServe(ModelServer):
             and the clients trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
         startup_timeout: the one deadline for a whole start, in seconds.
         log_dir: where to keep the logs; None for the server's folder, which is removed when it stops.
-        preload: start workers as forks of a process that has imported torch and transformers, in tenths of a
-            second; or the names of more packages for it to import. `preloaded` does so for many servers, and
-            says when a fork is not possible. That process takes the memory of a worker without its model.
+        preload: True to start workers in tenths of a second, as forks of a process that has imported torch
+            and transformers, or a list of more packages to import there. See `preloaded`, which does this for
+            many servers. The process needs as much memory as a worker without its model.
 
     Raises:
         TypeError, ValueError: an argument has the wrong kind or shape, or TorchServe does not know a key of
@@ -208,7 +208,7 @@ class TorchServe(ModelServer):
             inherited["PYTHONPATH"] = self._python_path(folder, inherited["PYTHONPATH"])
         return {
             **inherited,
-            **_utf8_locale(inherited),
+            **utf8_locale(inherited),
             "JAVA_HOME": str(self._java_home),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), str(self.log_dir)),
@@ -421,15 +421,6 @@ def _checked_preload(preload: bool | Sequence[str]) -> Sequence[str] | None:
         raise TypeError(f"preload is {preload!r}. Give True, or a list of packages: ['torchvision'].")
     check_packages(preload)
     return tuple(preload)
-
-
-def _utf8_locale(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns a locale in which Java finds paths with letters outside ASCII, in place of C or none.
-
-    Python does this for itself (PEP 538 and 540).
-    """
-    names = (environment.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
-    return {"LC_ALL": "C.UTF-8"} if next(filter(None, names), "C") in ("C", "POSIX") else {}
 
 
 def _check_length(folder: Path) -> None:
