@@ -12,6 +12,7 @@ from pathlib import Path
 
 import course
 import pytest
+from course import containers
 from course.clients import Asking
 from course.defaults import plain_server
 from course.logs import News, batches, batches_given
@@ -53,6 +54,28 @@ def test_in_a_kernel_it_brings_folder_programs_and_the_path_to_itself(tmp_path: 
     )
     program = Path(sys.executable).parent / "torch-model-archiver"
     assert run_python(code, tmp_path) == f"{ROOT} {program} True"
+
+
+@pytest.mark.parametrize(
+    ("quick", "has_image", "build", "runs"),
+    [
+        (False, True, False, True),
+        (False, False, False, False),
+        (False, False, True, True),
+        (True, True, False, False),
+        (True, True, True, True),
+    ],
+)
+def test_chapter_06_uses_an_engine_only_where_it_may_build(
+    quick: bool, has_image: bool, build: bool, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FakeEngine:  # a real one takes minutes to build an image
+        def has_image(self, name: str) -> bool:
+            return has_image
+
+    monkeypatch.setattr(containers, "find_engine", FakeEngine)
+    monkeypatch.setattr(containers, "quick", quick)
+    assert (containers.engine_with("some-image", build=build) is not None) == runs
 
 
 @pytest.mark.parametrize(

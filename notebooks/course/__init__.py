@@ -5,8 +5,8 @@ torch-model-archiver) on PATH. Code that only chapters share is in this package,
 free ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), folders and the
 course's archive (`files`), cells that can run again (`reruns`), exercises, sample tweets (`texts`).
 
-With COURSE_QUICK=1 in the environment, which `make test` sets, measurements are short. A chapter's
-assertions stay the same.
+With COURSE_QUICK=1 in the environment, which `make test` sets, measurements are short, and chapter 06 builds
+no image. A chapter's assertions stay the same.
 """
 
 from __future__ import annotations
