@@ -302,6 +302,28 @@ def test_a_local_folder_exports_again_and_again(model_dir: Path, tmp_path: Path)
     assert (first / "bpe.codes").read_bytes() == (EMBEDDED / "bpe.codes").read_bytes()
 
 
+@pytest.mark.parametrize("other", ["is between its renames", "has just finished"])
+def test_two_processes_export_to_one_folder(
+    other: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chapters do so side by side. The other process is played: its moment lasts for microseconds."""
+    out, rename = tmp_path / "out", Path.replace
+    met: list[Path] = []
+    shutil.copytree(model_dir, out)
+
+    def replace(self: Path, target: Path) -> Path:
+        if not met and self == out and other == "is between its renames":
+            met.append(rename(out, tmp_path / "elsewhere"))
+        if not met and target == out and other == "has just finished":
+            met.append(shutil.copytree(model_dir, out))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    export_model(model_dir, out)
+    assert met and (out / "model.safetensors").is_file()
+    assert not [*tmp_path.glob(".out-*")]
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_model_leaves_the_old_export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 # The files of a hub repository that a sentiment model is made of. Others (TensorFlow weights,
 # training logs) are not fetched.
 _CONFIG_FILES = ("*.json", "*.txt", "bpe.codes", "*.model")
+
+_ATTEMPTS = 20  # to replace a folder that other processes replace at the same time
 
 # Real texts for the round trip: emoji, a mention, a link, contractions, a word in no vocabulary.
 PROBES = (
@@ -323,13 +326,20 @@ def _replace_content(out: Path, whole: Path) -> None:
 
 
 def _replace(out: Path, whole: Path) -> None:
-    """Replaces `out` by `whole`. A rename can't replace a folder with files, so the old one moves first."""
-    old = whole.with_name("old")
-    if out.exists():
-        out.replace(old)
-    try:
-        whole.replace(out)
-    except OSError:
-        if old.exists():
-            old.replace(out)
-        raise
+    """Replaces `out` by `whole`. A rename can't replace a folder with files, so the old one moves first.
+
+    Other processes may export to `out` at the same time; the last one wins.
+    """
+    for attempt in range(_ATTEMPTS):
+        old = whole.with_name(f"old-{attempt}")
+        with contextlib.suppress(FileNotFoundError):  # there is none, or another process has just moved it
+            out.replace(old)
+        try:
+            whole.replace(out)
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and attempt < _ATTEMPTS - 1:
+                continue  # another process has just written its own
+            if old.exists():
+                old.replace(out)
+            raise
