@@ -105,11 +105,11 @@ class _Forks:
             return "it has a higher priority"
         loaded = {name.partition(".")[0] for name in sys.modules} | _RUN_AT_START
         for entry in _entries(request):
-            with contextlib.suppress(OSError):  # no such folder
-                if entry not in self._path and (
-                    own_modules := loaded & {Path(name).name.partition(".")[0] for name in os.listdir(entry)}  # noqa: PTH208
-                ):
-                    return f"it has its own {', '.join(sorted(own_modules))}"
+            if entry in self._path or not os.path.isdir(entry):  # noqa: PTH112
+                continue
+            found = {name.partition(".")[0] for name in os.listdir(entry)}  # noqa: PTH208
+            if found & loaded:
+                return f"it has its own {', '.join(sorted(found & loaded))}"
         return ""
 
     def _end(self, pid: int) -> None:
@@ -188,18 +188,18 @@ def main(path: list[str]) -> None:
     folder, *modules = sys.argv[1:]
     forks = _Forks(Path(folder), path)
     _preload(modules)
-    _become(request := forks.serve())
-    _run(request["arguments"][0])
+    _run(forks.serve())
 
 
-def _run(script: str) -> None:
-    """Runs a worker's script and ends the process, without the libraries' C++ destructors.
+def _run(request: dict[str, Any]) -> None:
+    """Runs a worker's script in a fork, and ends the process, without the libraries' C++ destructors.
 
     These may wait for threads that a fork does not have. Python's multiprocessing ends forks in the same way.
     """
     status: object = 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        _become(request)
+        runpy.run_path(request["arguments"][0], run_name="__main__")
     except SystemExit as end:
         status = end.code
     except BaseException:
