@@ -237,7 +237,7 @@ def apart(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
     """Measures the handler in turn in TorchServe, with the clients on a core of their own, and in process, on
     the cores that TorchServe has."""
     texts, cores = [tweet.text for tweet in sample_tweets(500)], sorted(os.sched_getaffinity(0))
-    setting, rows = INT8._replace(workers=len(cores) - 1), []
+    setting, rows = INT8._replace(workers=CORES - 1), []
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, cores)
         os.sched_setaffinity(0, cores[:-1])  # for all that is started now

@@ -264,7 +264,7 @@ def test_a_killed_owner_leaves_what_is_reaped(echo: Path) -> None:
     )
     assert owner.stdout is not None
     launcher, fork = map(int, owner.stdout.readline().split())
-    running = [*below(launcher), psutil.Process(fork), *[psutil.Process(fork).parent()]]
+    running = [*below(launcher), psutil.Process(fork), psutil.Process(fork).parent()]
     owner.kill()
     owner.communicate()
     with TorchServe(models={"m": echo}):

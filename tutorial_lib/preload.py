@@ -67,7 +67,8 @@ def preloaded(*packages: str) -> Iterator[None]:
         return
     folder, before = new_folder(), os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(folder)
-    process = start(folder, {**os.environ, "TEMP": str(folder)}, packages)
+    # With the locale that a server gives its workers.
+    process = start(folder, {**os.environ, **utf8_locale(os.environ), "TEMP": str(folder)}, packages)
     try:
         yield
     finally:
@@ -108,11 +109,10 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
     ...     process.poll()
     ...     process.kill()
     """
-    variables = {**environment, **utf8_locale(environment)}  # as servers have it
     return subprocess.Popen(
         [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder), *MODULES, *packages],
         cwd=folder,
-        env={name: value for name, value in variables.items() if name != "PYTHONPATH"},
+        env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
         stdin=subprocess.PIPE,  # which closes when this process ends
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

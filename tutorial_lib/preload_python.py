@@ -148,9 +148,8 @@ def _run_as_fork(arguments: list[str]) -> None:
     except (KeyError, OSError, EOFError):
         return
     if "refused" in answer:
-        print(
-            f"This worker is not preloaded, but a new process: {answer['refused']}.", flush=True
-        )  # into the log
+        # TorchServe writes this into the model log.
+        print(f"This worker is not preloaded, but a new process: {answer['refused']}.", flush=True)
         connection.close()
         return
     try:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tutorial_lib import preload as preloading
 from tutorial_lib.archive import NAME, NAME_ADVICE, check_files, check_sha256, python_files
 from tutorial_lib.client import KeyFile, TokenType
 from tutorial_lib.errors import (
@@ -29,8 +30,6 @@ from tutorial_lib.errors import (
 from tutorial_lib.extras import need
 from tutorial_lib.java import find_java, utf8_locale
 from tutorial_lib.model_server import POLL, ModelServer
-from tutorial_lib.preload import check_packages, python_for
-from tutorial_lib.preload import start as start_preloading
 from tutorial_lib.preload_python import VARIABLE
 from tutorial_lib.processes import end_processes, reap_orphans
 from tutorial_lib.redeploy import redeploy
@@ -136,12 +135,16 @@ class TorchServe(ModelServer):
         (folder / "config.properties").write_text(self._properties(), encoding="ascii")
         _logger.debug("%s", self.command)
         environment = self._environment(folder)
-        if self._preload is not None:
-            self._preloading = start_preloading(folder, environment, self._preload)
+        if self._preload is not None and preloading.POSSIBLE:
+            self._preloading = preloading.start(folder, environment, self._preload)
             environment[VARIABLE] = str(folder)
         with self._console_log.open("wb") as console:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCHER, python_for(folder, environment), *self._arguments()],
+                [
+                    *(sys.executable, "-c", _LAUNCHER),
+                    preloading.python_for(folder, environment),
+                    *self._arguments(),
+                ],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -341,7 +344,7 @@ class TorchServe(ModelServer):
 
     @property
     def pid(self) -> int:
-        """The launcher's process id; the JVM is its child, and workers that are not preloaded the JVM's."""
+        """The launcher's process id. The JVM is its child; the workers are the JVM's, unless preloaded."""
         if self._process is None:
             raise TutorialError("This server is not running: it has no process.")
         return self._process.pid
@@ -419,7 +422,7 @@ def _checked_preload(preload: bool | Sequence[str]) -> Sequence[str] | None:
         return () if preload else None
     if not isinstance(preload, list | tuple) or not all(isinstance(name, str) for name in preload):
         raise TypeError(f"preload is {preload!r}. Give True, or a list of packages: ['torchvision'].")
-    check_packages(preload)
+    preloading.check_packages(preload)
     return tuple(preload)
 
 

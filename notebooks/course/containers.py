@@ -32,7 +32,7 @@ def engine_with(image: str, *, build: bool) -> Engine | None:
     except EngineNotFound as error:
         print(f"{error} {replayed}")
         return None
-    if build or (engine.has_image(image) and not quick):
+    if build or (not quick and engine.has_image(image)):
         print("The cells below run.")
         return engine
     if quick:  # a build takes minutes
