@@ -1,9 +1,9 @@
-"""The thread of a Ray replica in which the handler runs, without Ray."""
+"""The batches of a Ray replica, with a real handler in its process, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +14,8 @@ import pytest
 
 from tutorial_lib import worker
 from tutorial_lib.archive import lay_out
-from tutorial_lib.ray_app.batches import Answer, HandlerThread, Job, NotBegun
+from tutorial_lib.ray_app.batches import Answer, Batches, Job, NotBegun
+from tutorial_lib.worker_process import LoadFailed, WorkerProcess
 
 # Answers each request with the numbers of its batch; "wait" holds a batch until that file is there.
 HANDLER = """
@@ -36,23 +37,24 @@ class Handler:
 
 
 @pytest.fixture
-def thread(tmp_path: Path) -> Iterator[Callable[..., HandlerThread]]:
-    """Makes a thread with the handler above."""
+def make(tmp_path: Path) -> Iterator[Callable[..., Batches]]:
+    """Makes the batches of a process with the handler above; called in the event loop."""
     (tmp_path / "handler.py").write_text(HANDLER)
     folder = tmp_path / "archive"
     folder.mkdir()
     lay_out(folder, handler=tmp_path / "handler.py")
+    with contextlib.ExitStack() as processes:
 
-    def make(**options: Any) -> HandlerThread:
-        load = functools.partial(worker.load_service, folder, "my_model", batch_size=8)
-        settings: dict[str, Any] = {"size": 4, "delay": 0.0, "silence": 30.0}
-        calls: dict[str, Any] = {"on_batch": lambda *times: None, "on_end": lambda: None}
-        made = HandlerThread(load, **(settings | calls | options))
-        made.service.result(30)
-        return made
+        def made(process: WorkerProcess | None = None, **options: Any) -> Batches:
+            process = process or WorkerProcess(folder, "my_model", on_metric=print, batch_size=8)
+            processes.callback(process.kill)
+            settings: dict[str, Any] = {"size": 4, "delay": 0.0, "silence": 30.0}
+            calls: dict[str, Any] = {"on_batch": lambda *times: None, "on_end": lambda: None}
+            batches = Batches(process, **(settings | calls | options))
+            batches.loaded.result(30)
+            return batches
 
-    with worker.in_model_folder(folder):
-        yield make
+        yield made
 
 
 async def begun(gate: Path) -> None:
@@ -60,29 +62,29 @@ async def begun(gate: Path) -> None:
         await asyncio.sleep(0.01)
 
 
-def put(thread: HandlerThread, number: int, **body: Any) -> Job:
+def put(batches: Batches, number: int, **body: Any) -> Job:
     job = Job(
         worker.request(
             str(number), [{"name": "body", "contentType": "", "value": {"number": number, **body}}]
         )
     )
-    thread.put(job)
+    batches.put(job)
     return job
 
 
-def batches(answers: list[Answer]) -> list[list[int]]:
+def numbers(answers: list[Answer]) -> list[list[int]]:
     """The batch of each answer, once for each batch."""
     found = [json.loads(answer.reply.body) for answer in answers]
     return [one for number, one in enumerate(found) if number == 0 or one != found[number - 1]]
 
 
 def test_what_waits_while_the_handler_is_busy_is_one_batch(
-    thread: Callable[..., HandlerThread], tmp_path: Path
+    make: Callable[..., Batches], tmp_path: Path
 ) -> None:
     """serve.batch would have made nine batches of one: no other came within the delay."""
 
     async def ask() -> list[Answer]:
-        one, gate = thread(), tmp_path / "gate"
+        one, gate = make(), tmp_path / "gate"
         jobs = [put(one, 0, wait=str(gate))]
         await begun(gate)
         for number in range(1, 10):
@@ -92,27 +94,27 @@ def test_what_waits_while_the_handler_is_busy_is_one_batch(
         return await asyncio.gather(*(job.answer for job in jobs))
 
     answers = asyncio.run(ask())
-    assert batches(answers) == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
+    assert numbers(answers) == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
     assert all(answer.queued > 0 for answer in answers)
 
 
-def test_a_batch_is_awaited_no_longer_than_the_delay(thread: Callable[..., HandlerThread]) -> None:
+def test_a_batch_is_awaited_no_longer_than_the_delay(make: Callable[..., Batches]) -> None:
     times: list[tuple[float, float]] = []
 
     async def ask() -> list[Answer]:
-        one = thread(delay=0.5, on_batch=lambda *pair: times.append(pair))
+        one = make(delay=0.5, on_batch=lambda *pair: times.append(pair))
         jobs = [put(one, number) for number in range(4)]  # full at once
         jobs += [put(one, 4), put(one, 5)]
         return await asyncio.gather(*(job.answer for job in jobs))
 
-    assert batches(asyncio.run(ask())) == [[0, 1, 2, 3], [4, 5]]
+    assert numbers(asyncio.run(ask())) == [[0, 1, 2, 3], [4, 5]]
     (full, _), (half, _) = times
     assert full < 0.4 and 0.4 < half < 5
 
 
-def test_a_client_who_left_is_not_computed(thread: Callable[..., HandlerThread], tmp_path: Path) -> None:
+def test_a_client_who_left_is_not_computed(make: Callable[..., Batches], tmp_path: Path) -> None:
     async def ask() -> list[Answer]:
-        one, gate = thread(), tmp_path / "gate"
+        one, gate = make(), tmp_path / "gate"
         first = put(one, 0, wait=str(gate))
         await begun(gate)
         left, stays = put(one, 1), put(one, 2)
@@ -120,17 +122,17 @@ def test_a_client_who_left_is_not_computed(thread: Callable[..., HandlerThread],
         gate.touch()
         return [await first.answer, await stays.answer]
 
-    assert batches(asyncio.run(ask())) == [[0], [2]]
+    assert numbers(asyncio.run(ask())) == [[0], [2]]
 
 
 @pytest.mark.parametrize("fault", ["wait", "exit"])
-def test_a_fault_ends_the_thread_and_what_it_has_not_seen_may_be_repeated(
-    thread: Callable[..., HandlerThread], tmp_path: Path, fault: str
+def test_a_fault_ends_the_process_and_what_it_has_not_seen_may_be_repeated(
+    make: Callable[..., Batches], tmp_path: Path, fault: str
 ) -> None:
     ended = threading.Event()
 
     async def ask() -> None:
-        one = thread(silence=0.5, on_end=ended.set, size=1)
+        one = make(silence=0.5, on_end=ended.set, size=1)
         bad, behind = put(one, 0, **{fault: str(tmp_path / "never")}), put(one, 1)
         answer = await bad.answer
         assert (answer.reply.status, answer.reply.error) == (500, "Worker died.")
@@ -143,13 +145,49 @@ def test_a_fault_ends_the_thread_and_what_it_has_not_seen_may_be_repeated(
     assert ended.is_set()
 
 
-def test_a_handler_that_can_not_be_loaded_says_why(tmp_path: Path) -> None:
-    def load() -> Any:
-        raise ImportError("no such module")
+@pytest.mark.parametrize("fault", ["wait", "exit"])
+def test_the_end_is_told_once(make: Callable[..., Batches], tmp_path: Path, fault: str) -> None:
+    """The hung process is killed, and its death is no second fault."""
+    ends: list[str] = []
 
-    def nothing(*_: Any) -> None:
-        pass
+    async def ask() -> None:
+        one = make(silence=0.5, on_end=lambda: ends.append(fault))
+        await put(one, 0, **{fault: str(tmp_path / "never")}).answer
+        await asyncio.to_thread(one.join, 30)
 
-    thread = HandlerThread(load, size=1, delay=0, silence=1, on_batch=nothing, on_end=nothing)
-    with pytest.raises(ImportError, match="no such module"):
-        thread.service.result(10)
+    asyncio.run(ask())
+    assert ends == [fault]
+
+
+def test_a_process_that_is_killed_while_idle_is_missed_without_a_request(
+    make: Callable[..., Batches], tmp_path: Path
+) -> None:
+    async def idle() -> None:
+        process = WorkerProcess(tmp_path / "archive", "my_model", on_metric=print)
+        ended = asyncio.Event()
+        one = make(process, on_end=ended.set)
+        process.kill()
+        late = put(one, 0)  # nobody knows yet: the handler can't have seen it
+        with pytest.raises(NotBegun):
+            await late.answer
+        await asyncio.wait_for(ended.wait(), 30)
+
+    async def unasked() -> None:
+        process = WorkerProcess(tmp_path / "archive", "my_model", on_metric=print)
+        ended = asyncio.Event()
+        make(process, on_end=ended.set)
+        process.kill()
+        await asyncio.wait_for(ended.wait(), 30)
+
+    asyncio.run(idle())
+    asyncio.run(unasked())
+
+
+def test_a_handler_that_can_not_be_loaded_says_why(make: Callable[..., Batches], tmp_path: Path) -> None:
+    (tmp_path / "archive" / "handler.py").write_text("import no_such_module")
+
+    async def load() -> None:
+        with pytest.raises(LoadFailed, match="No module named 'no_such_module'"):
+            make()
+
+    asyncio.run(load())

@@ -1,4 +1,4 @@
-"""Runs all of a replica's handler in one thread, one batch after the other, as in a worker."""
+"""Gathers a replica's requests in batches, and has the handler answer one batch after the other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tutorial_lib import worker
+from tutorial_lib.worker_process import WorkerDied, WorkerProcess
+
+_LOOK = 1.0  # so many seconds an idle thread waits before it looks whether the process still runs
 
 
 class Answer(NamedTuple):
@@ -23,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class NotBegun(Exception):
-    """The thread ended before the handler saw this request, so the request may be repeated elsewhere."""
+    """The process ended before the handler saw this request, so the request may be repeated elsewhere."""
 
 
 class Job:
@@ -52,21 +55,21 @@ class Job:
             self.answer.set_exception(outcome)
 
 
-class HandlerThread(threading.Thread):
-    """Loads a service, and has it answer jobs in batches.
+class Batches(threading.Thread):
+    """Waits for a process that loads the handler, and has it answer jobs in batches.
 
     A batch is gathered when the handler is free, as in TorchServe's frontend: it takes all jobs that wait, up
     to `size`. If fewer wait, the thread waits for more for `delay` seconds. (`serve.batch` gathers while the
     handler is busy, so that its batches are small under load.)
 
     Attributes:
-        service: a future that is done when the handler is loaded.
-        ended: whether the handler hung, or did what ends a worker, and answers no more.
+        loaded: a future that is done when the handler is loaded.
+        ended: whether the handler hung, or its process died, and answers no more.
     """
 
     def __init__(
         self,
-        load: Callable[[], Any],
+        process: WorkerProcess,
         *,
         size: int,
         delay: float,
@@ -74,27 +77,28 @@ class HandlerThread(threading.Thread):
         on_batch: Callable[[float, float], None],
         on_end: Callable[[], None],
     ) -> None:
-        """Starts the thread, which loads the service.
+        """Starts the thread; called in the event loop in which jobs are made.
 
         Args:
-            load: makes the service for `worker.predict`.
+            process: answers the batches; killed when the work ends.
             size: the maximum number of jobs in a batch.
             delay: seconds to wait for more jobs.
             silence: seconds after which a handler that sends nothing counts as hung.
             on_batch: called with the seconds that a batch's first job waited, and those that the batch took.
-            on_end: called in the event loop when the handler hangs, or has done what ends a worker.
+            on_end: called in the event loop when the handler hangs, or its process has died.
         """
-        super().__init__(name="handler", daemon=True)
-        self.service: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        self._load, self._size, self._delay, self._silence = load, size, delay, silence
+        super().__init__(name="batches", daemon=True)
+        self.loaded: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._process, self._size, self._delay, self._silence = process, size, delay, silence
         self._on_batch, self._on_end = on_batch, on_end
+        self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self.start()
 
     def put(self, job: Job) -> None:
-        """Takes a job; called in the job's event loop."""
+        """Takes a job; called in the event loop."""
         if self.ended:
             job.settle(NotBegun())
         else:
@@ -103,51 +107,49 @@ class HandlerThread(threading.Thread):
     def run(self) -> None:
         """Does the thread's work; `start` calls it."""
         try:
-            service = self._load()
+            self._process.load()
         except BaseException as error:
-            self.service.set_exception(error)
+            self.loaded.set_exception(error)
             return
-        self.service.set_result(service)
-        goes_on = True
-        while goes_on and not self.ended:
-            if jobs := self._gather():
-                goes_on = self._answer(service, jobs)
+        self.loaded.set_result(None)
+        while not self.ended:
+            jobs = self._gather()
+            if not self._process.alive():  # killed while it was idle
+                self._soon(self._end, [], jobs)
+                return
+            if jobs and not self._answer(jobs):
+                return
 
     def _gather(self) -> list[Job]:
-        jobs = [self._jobs.get()]
-        until = time.monotonic() + self._delay
+        jobs: list[Job] = []
         with contextlib.suppress(queue.Empty):
+            jobs.append(self._jobs.get(timeout=_LOOK))
+            until = time.monotonic() + self._delay
             while len(jobs) < self._size:
                 left = until - time.monotonic()
                 jobs.append(self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait())
         return [job for job in jobs if not job.answer.done()]  # without those whose client is gone
 
-    def _answer(self, service: Any, jobs: list[Job]) -> bool:
+    def _answer(self, jobs: list[Job]) -> bool:
         """Has the handler answer a batch, and returns whether the handler can go on."""
-        began, loop = time.monotonic(), jobs[0].answer.get_loop()
-
-        def soon(call: Callable[..., None], *arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(call, *arguments)
-
-        soon(self._watch, jobs)
+        began = time.monotonic()
+        self._soon(self._watch, jobs)
         try:
-            replies = worker.predict(
-                service,
+            replies = self._process.predict(
                 [job.request for job in jobs],
-                lambda index, part: soon(self._deliver_part, jobs, index, part),
+                lambda index, part: self._soon(self._deliver_part, jobs, index, part),
             )
-        except BaseException:
-            logging.exception("Backend worker process died.")
-            soon(self._end, jobs)
+        except WorkerDied:
+            self._soon(self._end, jobs, [])
             return False
         self._on_batch(began - jobs[0].came, time.monotonic() - began)
-        soon(
-            self._deliver,
-            jobs,
-            [Answer(reply, began - job.came) for reply, job in zip(replies, jobs, strict=True)],
-        )
+        answers = [Answer(reply, began - job.came) for reply, job in zip(replies, jobs, strict=True)]
+        self._soon(self._deliver, jobs, answers)
         return True
+
+    def _soon(self, call: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     # The methods below run in the event loop.
 
@@ -155,8 +157,7 @@ class HandlerThread(threading.Thread):
         """Starts to wait for an answer to these jobs, and no longer waits for earlier ones."""
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._silence, self._hangs, jobs) if jobs else None
+        self._timer = self._loop.call_later(self._silence, self._hangs, jobs) if jobs else None
 
     def _deliver_part(self, jobs: list[Job], index: int, part: worker.Reply) -> None:
         self._watch(jobs)
@@ -171,15 +172,20 @@ class HandlerThread(threading.Thread):
 
     def _hangs(self, jobs: list[Job]) -> None:
         logging.error("No answer within responseTimeout, %s s.", self._silence)
-        self._end(jobs)
+        self._end(jobs, [])
 
-    def _end(self, jobs: list[Job]) -> None:
-        """Ends the work: these jobs get the answer of a dead worker, and those that wait may be repeated."""
+    def _end(self, seen: list[Job], unseen: list[Job]) -> None:
+        """Ends the work: what the handler saw gets the answer of a dead worker, the rest may be repeated."""
+        if self.ended:
+            return
         self.ended = True
         self._watch(None)
+        self._process.kill()
         self._on_end()
-        for job in jobs:
+        for job in seen:
             job.settle(Answer(worker.Reply(500, {}, b"", "Worker died."), 0.0))
         with contextlib.suppress(queue.Empty):
             while True:
-                self._jobs.get_nowait().settle(NotBegun())
+                unseen.append(self._jobs.get_nowait())
+        for job in unseen:
+            job.settle(NotBegun())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -15,18 +14,18 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tutorial_lib import worker
 from tutorial_lib.extras import extra
-from tutorial_lib.ray_app.batches import HandlerThread, Job, NotBegun
+from tutorial_lib.ray_app.batches import Batches, Job, NotBegun
 from tutorial_lib.ray_app.bodies import read_body
 from tutorial_lib.ray_app.metrics import Metrics, exposition
 from tutorial_lib.ray_app.node import unpacked
 from tutorial_lib.ray_app.settings import Model
+from tutorial_lib.worker_process import WorkerProcess
 
 with extra("ray", "tutorial_lib.ray_app"):
     import ray
@@ -36,7 +35,6 @@ with extra("ray", "tutorial_lib.ray_app"):
 
 # A route prefix that begins with one of these, as /predictions/my_model, is part of an address.
 _ADDRESSES = ("explanations", "metrics", "models", "ping", "predictions")
-_SWITCH = 0.001  # seconds
 _SECONDS_TO_SEND = 0.5  # for the last answers of a replica that ends
 
 
@@ -56,49 +54,44 @@ class Replica:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._host = {"Level": "Host", "Hostname": socket.gethostname()}
         self._metrics = Metrics({"replica": self._id})
-        # So long a thread waits for one that computes in Python; 5 ms if nobody says otherwise. The handler
-        # computes beside the event loop, which is to send answers and take requests meanwhile.
-        sys.setswitchinterval(_SWITCH)
-        self._held = contextlib.ExitStack()
-        folder = self._held.enter_context(unpacked(model.archive, model.digest))
-        self._held.enter_context(worker.in_model_folder(folder))
         # Not sys.stdout: Ray looks through the whole call stack for each line that is written there.
         logging.basicConfig(stream=sys.__stdout__, format="%(message)s", level=logging.INFO)
-        worker.on_metric(self._take_metric)
-        self._thread = self._load(folder)
-
-    def __del__(self) -> None:
-        self._held.close()
-
-    def _load(self, folder: Path) -> HandlerThread:
-        settings = self._model.settings
-        load = functools.partial(
-            worker.load_service,
+        self._held = contextlib.ExitStack()
+        folder = self._held.enter_context(unpacked(model.archive, model.digest))
+        settings = model.settings
+        self._process = WorkerProcess(
             folder,
-            self._model.name,
+            model.name,
+            on_metric=self._take_metric,
             gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica only its own GPUs
             batch_size=int(settings["batchSize"]),
-            envelope=self._model.envelope,
+            envelope=model.envelope,
         )
-        began = time.monotonic()
-        thread = HandlerThread(
-            load,
+        self._batches = Batches(
+            self._process,
             size=int(settings["batchSize"]),
             delay=settings["maxBatchDelay"] / 1000,
             silence=settings["responseTimeout"],
             on_batch=self._count_batch,
             on_end=self._end,
         )
+        self._wait_until_loaded(settings["startupTimeout"])
+
+    def __del__(self) -> None:
+        self._held.close()
+
+    def _wait_until_loaded(self, seconds: float) -> None:
+        began = time.monotonic()
         try:
-            thread.service.result(settings["startupTimeout"])
+            self._batches.loaded.result(seconds)
         except TimeoutError:
+            self._process.kill()
             raise TimeoutError(
-                f"The handler was not ready within startupTimeout, {settings['startupTimeout']} s. Raise "
-                "startupTimeout in the model config, or find out what `initialize` waits for."
+                f"The handler was not ready within startupTimeout, {seconds} s. Raise startupTimeout in the "
+                "model config, or find out what `initialize` waits for."
             ) from None
         load_time = round((time.monotonic() - began) * 1e3)
         self._metrics.update("WorkerLoadTime", {"WorkerName": self._id, **self._host}, load_time)
-        return thread
 
     def _count_batch(self, queued: float, took: float) -> None:
         self._metrics.update("QueueTime", self._host, round(queued * 1e3))
@@ -158,7 +151,7 @@ class Replica:
         }
         self._metrics.update("ts_inference_requests_total", labels)
         began = time.monotonic()
-        if self._thread.ended:
+        if self._batches.ended:
             raise _ask_again()
         body = await request.body()
         if len(body) > self._model.max_request_size:
@@ -168,7 +161,7 @@ class Replica:
         except ValueError as error:
             raise HTTPError(500, "ErrorDataDecoderException", str(error)) from error
         job = Job(worker.request(id, parameters, {**request.headers, **extra}))
-        self._thread.put(job)
+        self._batches.put(job)
         try:
             part = await job.parts.get()
         except asyncio.CancelledError:  # the client is gone
@@ -223,7 +216,7 @@ class Replica:
 
         Each replica asks all others.
         """
-        process = psutil.Process()
+        process = psutil.Process(self._process.pid)
         return {
             "metrics": self._metrics.state(),
             "worker": {
