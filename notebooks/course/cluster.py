@@ -140,13 +140,15 @@ class Cost(NamedTuple):
 
     Attributes:
         rate: right answers per second.
-        replica: the time in the replicas.
+        handler: the time in the replicas' processes that run the handler.
+        replica: the time in the replicas' other processes, which speak HTTP.
         ingress: the time in HAProxy, or in the process that `cost` was given instead.
         total: the time in all processes that this notebook runs, clients included.
         cores: the cores that other programs left.
     """
 
     rate: float
+    handler: float
     replica: float
     ingress: float
     total: float
@@ -177,7 +179,7 @@ def cost(
 
 
 def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress: str) -> Cost:
-    names = ("ServeReplica", ingress, "")
+    names = ("worker_process", "ServeReplica", ingress, "")
     before, began = _cpu_seconds(names), time.perf_counter()
     row = load_test(url, texts, concurrency=clients, duration=seconds, warmup=0).iloc[0]
     assert row["errors"] == row["wrong"] == 0, row["outcomes"]
@@ -185,9 +187,9 @@ def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress:
     used = [now - then for now, then in zip(_cpu_seconds(names), before, strict=True)]
     cores = psutil.cpu_count() or 1
     # The machine's own CPU time is coarse, and too high on a virtual machine that waits for its host.
-    others = min(max(0.0, used[3] - used[2]) / took, cores)
-    replica, entry, total = (part / row["requests"] for part in used[:3])
-    return Cost(row["requests_per_s"], replica, entry, total, cores - others)
+    others = min(max(0.0, used[4] - used[3]) / took, cores)
+    handler, replica, entry, total = (part / row["requests"] for part in used[:4])
+    return Cost(row["requests_per_s"], handler, replica, entry, total, cores - others)
 
 
 def _cpu_seconds(names: Sequence[str]) -> list[float]:
@@ -195,7 +197,8 @@ def _cpu_seconds(names: Sequence[str]) -> list[float]:
     parts = [0.0] * len(names)
     for process in [psutil.Process(), *_named("")]:
         with suppress(psutil.NoSuchProcess):
-            name, spent = process.name(), sum(process.cpu_times()[:2])
+            # Of a program in Python, the name says only "python".
+            name, spent = " ".join([process.name(), *process.cmdline()[-1:]]), sum(process.cpu_times()[:2])
             parts = [part + spent * (own in name) for part, own in zip(parts, names, strict=True)]
     machine = psutil.cpu_times()
     return [*parts, sum(machine) - machine.idle - machine.iowait]

@@ -4,9 +4,9 @@ In a program that runs on a node of the cluster::
 
     ray.init(); serve.run(build_app("model_store/BERTweetSentimentAnalysis.mar"))
 
-A replica does what a TorchServe worker does, in a process of its own, on any host of a Ray cluster. The work
-of TorchServe's frontend (addresses, batches, error answers) is done in `replica`; the work of its Python
-worker is done by `tutorial_lib.worker`. tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
+A replica has two processes, on any host of a Ray cluster. One does the work of TorchServe's frontend:
+addresses, batches, error answers. The other one runs the handler, as TorchServe's Python worker does
+(`tutorial_lib.worker_process`). tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
 
 Features of TorchServe that are missing here:
 
@@ -40,6 +40,7 @@ The parts:
 - settings.py: what the archive asks for, and what Ray Serve can't do;
 - node.py: the archive, unpacked once on a node;
 - replica.py: one copy of the model behind TorchServe's addresses;
+- batches.py: requests gathered in batches for the process that runs the handler;
 - bodies.py: request bodies as TorchServe reads them;
 - metrics.py: what a replica counts.
 """
@@ -89,7 +90,8 @@ def build_app(
         name: the model's name in /predictions/<name>.
         replicas: how many, or the minimum and the maximum between which Ray scales by load; None for
             the archive's minWorkers and maxWorkers.
-        num_cpus: CPUs that Ray reserves for a replica; torch uses as many threads.
+        num_cpus: CPUs that Ray reserves for a replica; torch uses as many threads. The process that speaks
+            HTTP takes up to a third of one more under load, the less the longer the model computes.
         num_gpus: GPUs for a replica; None for 1 if the archive's deviceType is "gpu", else 0.
         max_request_size: the maximum size of a body in bytes; larger ones are refused with a 413.
 
