@@ -36,11 +36,11 @@ lab: setup  ## step through the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=. notebooks/00_check_your_machine.ipynb
 
 test: setup lint  ## every test: library, handler, real servers, notebooks
-	@# Three at a time, since much of the work is waiting. The notebooks run also where a library test failed, with
+	@# Four at a time, since much of the work is waiting. The notebooks run also where a library test failed, with
 	@# shorter measurements, the last chapters first, since they take longest.
 	@status=0; \
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || status=$$?; \
-	COURSE_QUICK=1 $(BIN)/python -m pytest -n 3 --maxschedchunk=1 --nbmake --nbmake-timeout=900 --timeout=900 \
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder || status=$$?; \
+	COURSE_QUICK=1 $(BIN)/python -m pytest -n 4 --maxschedchunk=1 --nbmake --nbmake-timeout=900 --timeout=900 \
 	    -p no:doctest -o addopts= --durations=15 $(CHAPTERS_LAST_FIRST) || status=$$?; \
 	exit $$status
 
