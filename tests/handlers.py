@@ -1,4 +1,4 @@
-"""Handlers of the kinds that people write for TorchServe, packed as archives for tests."""
+"""Handlers of the kinds that people write for TorchServe, in archives for tests, packed or not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+
+from tutorial_lib.archive import lay_out
 
 # A function of the module; answers with what it was given.
 ECHO = """
@@ -187,6 +189,16 @@ def handle(data, context):
         letters.add_or_update(len(row["body"]), [context.model_name])
     return ["counted"] * len(data)
 """
+
+
+def laid_out(folder: Path, name: str, source: str, **extra: str) -> Path:
+    """An unpacked archive of a handler and other files, each given as its text."""
+    files = folder / f"{name} files"
+    files.mkdir()
+    for file, content in {"handler.py": source, **extra}.items():
+        (files / file).write_text(content)
+    lay_out(folder / name, handler=files / "handler.py", extra_files=[files / file for file in extra])
+    return folder / name
 
 
 def pack(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.handlers import laid_out
 from tutorial_lib import worker
-from tutorial_lib.archive import lay_out
 from tutorial_lib.ray_app.batches import Answer, Batches, Job, NotBegun
 from tutorial_lib.worker_process import LoadFailed, WorkerProcess
 
@@ -39,10 +38,7 @@ class Handler:
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Batches]]:
     """Makes the batches of a process with the handler above; called in the event loop."""
-    (tmp_path / "handler.py").write_text(HANDLER)
-    folder = tmp_path / "archive"
-    folder.mkdir()
-    lay_out(folder, handler=tmp_path / "handler.py")
+    folder = laid_out(tmp_path, "archive", HANDLER)
     with contextlib.ExitStack() as processes:
 
         def made(process: WorkerProcess | None = None, **options: Any) -> Batches:
@@ -129,10 +125,10 @@ def test_a_client_who_left_is_not_computed(make: Callable[..., Batches], tmp_pat
 def test_a_fault_ends_the_process_and_what_it_has_not_seen_may_be_repeated(
     make: Callable[..., Batches], tmp_path: Path, fault: str
 ) -> None:
-    ended = threading.Event()
+    ends: list[str] = []
 
     async def ask() -> None:
-        one = make(silence=0.5, on_end=ended.set, size=1)
+        one = make(silence=0.5, on_end=lambda: ends.append(fault), size=1)
         bad, behind = put(one, 0, **{fault: str(tmp_path / "never")}), put(one, 1)
         answer = await bad.answer
         assert (answer.reply.status, answer.reply.error) == (500, "Worker died.")
@@ -140,47 +136,27 @@ def test_a_fault_ends_the_process_and_what_it_has_not_seen_may_be_repeated(
             await behind.answer
         with pytest.raises(NotBegun):
             await put(one, 2).answer
-
-    asyncio.run(ask())
-    assert ended.is_set()
-
-
-@pytest.mark.parametrize("fault", ["wait", "exit"])
-def test_the_end_is_told_once(make: Callable[..., Batches], tmp_path: Path, fault: str) -> None:
-    """The hung process is killed, and its death is no second fault."""
-    ends: list[str] = []
-
-    async def ask() -> None:
-        one = make(silence=0.5, on_end=lambda: ends.append(fault))
-        await put(one, 0, **{fault: str(tmp_path / "never")}).answer
         await asyncio.to_thread(one.join, 30)
 
     asyncio.run(ask())
-    assert ends == [fault]
+    assert ends == [fault]  # a hung process is killed, and its death is no second end
 
 
-def test_a_process_that_is_killed_while_idle_is_missed_without_a_request(
-    make: Callable[..., Batches], tmp_path: Path
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_process_that_is_killed_while_idle_is_missed(
+    make: Callable[..., Batches], tmp_path: Path, asked: bool
 ) -> None:
-    async def idle() -> None:
+    async def kill() -> None:
         process = WorkerProcess(tmp_path / "archive", "my_model", on_metric=print)
         ended = asyncio.Event()
         one = make(process, on_end=ended.set)
         process.kill()
-        late = put(one, 0)  # nobody knows yet: the handler can't have seen it
-        with pytest.raises(NotBegun):
-            await late.answer
+        if asked:  # nobody knows yet: the handler can't have seen it
+            with pytest.raises(NotBegun):
+                await put(one, 0).answer
         await asyncio.wait_for(ended.wait(), 30)
 
-    async def unasked() -> None:
-        process = WorkerProcess(tmp_path / "archive", "my_model", on_metric=print)
-        ended = asyncio.Event()
-        make(process, on_end=ended.set)
-        process.kill()
-        await asyncio.wait_for(ended.wait(), 30)
-
-    asyncio.run(idle())
-    asyncio.run(unasked())
+    asyncio.run(kill())
 
 
 def test_a_handler_that_can_not_be_loaded_says_why(make: Callable[..., Batches], tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from tests import handlers
 from tutorial_lib import worker
-from tutorial_lib.archive import lay_out
 
 USES_HELPER = "import helper\nimport json\n\ndef handle(data, context):\n    return data and [helper.NAME]\n"
 
@@ -45,16 +44,6 @@ def handle(data, context):
 """
 
 
-def laid_out(folder: Path, name: str, source: str, **extra: str) -> Path:
-    """An unpacked archive of a handler and other files, each given as its text."""
-    files = folder / f"{name} files"
-    files.mkdir()
-    for file, content in {"handler.py": source, **extra}.items():
-        (files / file).write_text(content)
-    lay_out(folder / name, handler=files / "handler.py", extra_files=[files / file for file in extra])
-    return folder / name
-
-
 def ask(folder: Path, *bodies: bytes, **options: Any) -> list[worker.Reply]:
     with worker.in_model_folder(folder):
         service = worker.load_service(folder, "model", batch_size=len(bodies), **options)
@@ -65,10 +54,10 @@ def ask(folder: Path, *bodies: bytes, **options: Any) -> list[worker.Reply]:
 
 
 def test_each_archive_imports_its_own_modules_and_everything_is_put_back(tmp_path: Path) -> None:
-    one = laid_out(
+    one = handlers.laid_out(
         tmp_path, "one", USES_HELPER, **{"helper.py": "NAME = 'one'\n", "pytest.py": "raise SystemExit\n"}
     )
-    two = laid_out(tmp_path, "two", USES_HELPER, **{"helper.py": "NAME = 'two'\n"})
+    two = handlers.laid_out(tmp_path, "two", USES_HELPER, **{"helper.py": "NAME = 'two'\n"})
     mine: Any = object()
     sys.modules["helper"] = mine
     here, path = Path.cwd(), [*sys.path]
@@ -82,12 +71,12 @@ def test_each_archive_imports_its_own_modules_and_everything_is_put_back(tmp_pat
 
 
 def test_files_are_found_by_their_names_alone(tmp_path: Path) -> None:
-    folder = laid_out(tmp_path, "words", handlers.TEXT, **{"words.txt": "good bad"})
+    folder = handlers.laid_out(tmp_path, "words", handlers.TEXT, **{"words.txt": "good bad"})
     assert json.loads(ask(folder, b"a good day")[0].body) == ["good"]
 
 
 def test_streamed_answers_are_collected(tmp_path: Path) -> None:
-    folder = laid_out(tmp_path, "stream", STREAMER)
+    folder = handlers.laid_out(tmp_path, "stream", STREAMER)
     one, two = ask(folder, b"1", b"22")
     assert one.body == b"one two three" and one.chunks == (b"one ", b"two ")
     assert two.body == b"one one two two three"
@@ -96,7 +85,7 @@ def test_streamed_answers_are_collected(tmp_path: Path) -> None:
 
 
 def test_metrics_are_those_that_the_archive_declares(tmp_path: Path) -> None:
-    own = laid_out(tmp_path, "own", COUNTS, **{"metrics.yaml": METRICS})
+    own = handlers.laid_out(tmp_path, "own", COUNTS, **{"metrics.yaml": METRICS})
     assert json.loads(ask(own, b"")[0].body) == ["Words"]
     updates: list[worker.Metric] = []
     worker.on_metric(updates.append)
@@ -114,7 +103,7 @@ def test_metrics_are_those_that_the_archive_declares(tmp_path: Path) -> None:
 )
 def test_envelopes(envelope: str | None, body: bytes, expected: object, tmp_path: Path) -> None:
     source = "def handle(data, context):\n    return data\n"
-    folder = laid_out(tmp_path, "envelope", source)
+    folder = handlers.laid_out(tmp_path, "envelope", source)
     with worker.in_model_folder(folder):
         service = worker.load_service(folder, "model", envelope=envelope)
         [reply] = worker.predict(
@@ -141,7 +130,7 @@ def test_envelopes(envelope: str | None, body: bytes, expected: object, tmp_path
 def test_what_a_handler_does_gets_torchserves_status(
     do: dict[str, Any], status: int, body: object, error: str | None, tmp_path: Path
 ) -> None:
-    folder = laid_out(tmp_path, "odd", handlers.ODD)
+    folder = handlers.laid_out(tmp_path, "odd", handlers.ODD)
     with worker.in_model_folder(folder):
         service = worker.load_service(folder, "model")
         part = worker.parameter("body", "application/json", json.dumps(do).encode())

@@ -17,7 +17,6 @@ import pytest
 from tests import handlers
 from tests.conftest import eventually, gone
 from tutorial_lib import worker
-from tutorial_lib.archive import lay_out
 from tutorial_lib.worker_process import LoadFailed, WorkerDied, WorkerProcess
 
 # What a request asks for is what the handler does.
@@ -60,14 +59,6 @@ class Handler:
 """
 
 
-def archive(folder: Path, handler: str = HANDLER) -> Path:
-    """An unpacked archive with this handler."""
-    (folder / "handler.py").write_text(handler)
-    (folder / "archive").mkdir()
-    lay_out(folder / "archive", handler=folder / "handler.py")
-    return folder / "archive"
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Starts a process with a handler; at the end it is not left."""
@@ -75,7 +66,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
 
         def make(handler: str = HANDLER, **options: Any) -> WorkerProcess:
             options = {"on_metric": lambda metric: None} | options
-            process = WorkerProcess(archive(tmp_path, handler), "my_model", **options)
+            process = WorkerProcess(handlers.laid_out(tmp_path, "archive", handler), "my_model", **options)
             started.callback(process.kill)
             process.load()
             return process
@@ -160,7 +151,7 @@ def test_what_ends_a_worker_ends_the_process_and_not_this_one(
         ("import no_such_module", LoadFailed, "No module named 'no_such_module'"),
         ("def handle(data, context)", LoadFailed, "SyntaxError"),
         (HANDLER.replace('print("imported")', "sys.exit(3)"), LoadFailed, "SystemExit"),
-        (HANDLER.replace('print("imported")', "os._exit(3)"), WorkerDied, "^$"),
+        (HANDLER.replace('print("imported")', "os._exit(3)"), WorkerDied, "ended before it answered"),
         (
             HANDLER.replace('context.metrics.add_counter("Loads", 1)', "raise OSError('no weights')"),
             LoadFailed,
@@ -186,7 +177,7 @@ def test_a_killed_owner_leaves_nothing(tmp_path: Path, last: str) -> None:
         "process.predict([worker.request('0', [part])]); print('answered', flush=True); input()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(archive(tmp_path)), last],
+        [sys.executable, "-c", script, str(handlers.laid_out(tmp_path, "archive", HANDLER)), last],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,8 +1,9 @@
 """Runs TorchServe's worker without its sockets: loads an unpacked archive, and answers batches of requests.
 
-`tutorial_lib.testing` uses this module in a test, `tutorial_lib.ray_app` in a replica. TorchServe's own
-Python package does the work: its loader imports the handler, and its `Service.predict` calls the handler and
-turns the result, or an exception, into statuses and bodies.
+`tutorial_lib.testing` uses this module in a test, `tutorial_lib.worker_process` in a process of its own for a
+replica of `tutorial_lib.ray_app`. TorchServe's own Python package does the work: its loader imports the
+handler, and its `Service.predict` calls the handler and turns the result, or an exception, into statuses and
+bodies.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ from tutorial_lib import worker
 class WorkerDied(Exception):
     """The process ended before it had answered."""
 
+    def __init__(self) -> None:
+        super().__init__("The handler's process ended before it answered. Its standard error may say why.")
+
 
 class LoadFailed(Exception):
     """The handler could not be loaded; the message is the process's traceback."""

@@ -184,11 +184,11 @@ def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress:
     row = load_test(url, texts, concurrency=clients, duration=seconds, warmup=0).iloc[0]
     assert row["errors"] == row["wrong"] == 0, row["outcomes"]
     took = time.perf_counter() - began
-    used = [now - then for now, then in zip(_cpu_seconds(names), before, strict=True)]
+    *spent, machine = (now - then for now, then in zip(_cpu_seconds(names), before, strict=True))
     cores = psutil.cpu_count() or 1
     # The machine's own CPU time is coarse, and too high on a virtual machine that waits for its host.
-    others = min(max(0.0, used[4] - used[3]) / took, cores)
-    handler, replica, entry, total = (part / row["requests"] for part in used[:4])
+    others = min(max(0.0, machine - spent[-1]) / took, cores)
+    handler, replica, entry, total = (part / row["requests"] for part in spent)
     return Cost(row["requests_per_s"], handler, replica, entry, total, cores - others)
 
 
