@@ -110,7 +110,7 @@ MODELS = {"embedded": (500, 4.0, 12.0), "bertweet": (64, 6.0, 8.0)}
 PARTS = {
     "handlers": ("embedded", "bertweet"),
     "servers": ("embedded", "bertweet"),
-    "apart": ("embedded", "bertweet"),
+    "limit": ("embedded", "bertweet"),
     "one client": ("embedded", "bertweet"),
     "crowds": ("embedded",),
     "starts": ("embedded",),
@@ -233,26 +233,42 @@ def crowds(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def apart(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
-    """Measures the handler in turn in TorchServe, with the clients on a core of their own, and in process, on
-    the cores that TorchServe has."""
+def limit(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
+    """Measures the handler in TorchServe and in process, in turn.
+
+    The clients share the cores with the server, or have a core of their own. 64 clients are two full batches,
+    but a worker rarely gets one: it takes what has come, while clients with new answers only begin to send.
+    """
     texts, cores = [tweet.text for tweet in sample_tweets(500)], sorted(os.sched_getaffinity(0))
-    setting, rows = INT8._replace(workers=CORES - 1), []
+    ways = {
+        "shared": (cores, cores, INT8),
+        "apart": (cores[:-1], cores[-1:], INT8._replace(workers=CORES - 1)),
+    }
+    rows = []
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, cores)
-        os.sched_setaffinity(0, cores[:-1])  # for all that is started now
-        limit = stack.enter_context(InProcess(model_dir, fresh(work / "apart_in_process"), setting))
-        one = stack.enter_context(ours(model_dir, fresh(work / "apart"), setting))
-        os.sched_setaffinity(0, cores[-1:])
+        running = {}
+        for way, (own, _, setting) in ways.items():
+            os.sched_setaffinity(0, own)  # for all that is started now
+            alone = stack.enter_context(InProcess(model_dir, fresh(work / f"{way}_in_process"), setting))
+            one = stack.enter_context(ours(model_dir, fresh(work / way), setting))
+            running[way] = alone, one
+            stack.callback(resume, one.pid)
+            suspend(one.pid)
         for number in range(rounds):
-            alone = limit.measure(4, batch_size=32, processes=setting.workers)["texts_per_s"]
-            # On fewer cores Java takes longer to compile what runs often.
-            found = load_test(
-                one.url, texts, headers=one.headers, concurrency=CLIENTS, duration=4,
-                warmup=1 if number else 40,
-            ).iloc[0]  # fmt: skip
-            rows.append({LIMIT: alone, "TorchServe": found["requests_per_s"]})
-            say(f"apart: {rows[-1]}")
+            for way, (_, others, setting) in ways.items():
+                alone, one = running[way]
+                os.sched_setaffinity(0, others)
+                wake(one)
+                load = partial(load_test, one.url, texts, headers=one.headers, timeout=60)
+                if not number:  # on fewer cores Java takes longer to compile what runs often
+                    load(concurrency=CLIENTS, duration=1, warmup=40)
+                for clients in CROWDS[1:3]:
+                    in_process = alone.measure(4, batch_size=32, processes=setting.workers)["texts_per_s"]
+                    served = load(concurrency=clients, duration=4, warmup=1).iloc[0]["requests_per_s"]
+                    rows.append({"cores": way, "clients": clients, "TorchServe": served, LIMIT: in_process})
+                    say(f"limit: {rows[-1]}")
+                suspend(one.pid)
     return pd.DataFrame(rows)
 
 
@@ -501,12 +517,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
             f"JVM's and {clients:.2f} the clients', which share the cores; the last two are what being a "
             "server costs."
         )
-        rates = one["apart"].median()
-        ratio = (one["apart"]["TorchServe"] / one["apart"][LIMIT]).median()
-        parts.append(
-            "With the clients on a core of their own, and the rest on the other cores: TorchServe "
-            f"{rates['TorchServe']:.1f} requests/s, in process {rates[LIMIT]:.1f} ({ratio:.2f})."
-        )
+        parts += ["### Against the limit", limit_table(one["limit"])]
         alone, gathered, single = one["one client"].median()[
             ["in process", "served in batches", "served one by one"]
         ]
@@ -530,6 +541,23 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
                 f"`redeploy` {redeploy:.1f} s, and {preloaded:.1f} s on a server with `preload=True`."
             )
     return "\n\n".join(parts) + "\n"
+
+
+def limit_table(found: pd.DataFrame) -> str:
+    """Makes a table of requests per second and of the part of what is possible in process, as medians."""
+    found = found.assign(part=found["TorchServe"] / found[LIMIT])
+    lines = [
+        "Served and in process, in turn. Clients cost CPU too: they share the cores with the server, or have "
+        "one of their own, and the rest is for TorchServe, or for the handler in process. 64 clients are as "
+        "many as fit into the batches, 128 keep some in line. Of one value, a tenth is noise.",
+        "| clients' cores | clients | TorchServe, requests/s | in process | served is |\n|---"
+        + "|---" * 4
+        + "|",
+    ]
+    for key, row in found.groupby(["cores", "clients"], sort=False).median().iterrows():
+        cells = *key, f"{row['TorchServe']:.0f}", f"{row[LIMIT]:.0f}", f"{row['part']:.2f} ×"
+        lines[1] += "\n| " + " | ".join(map(str, cells)) + " |"
+    return "\n\n".join(lines)
 
 
 def crowd_table(found: pd.DataFrame) -> str:
@@ -604,7 +632,7 @@ def measure(part: str, name: str, model_dir: Path, work: Path, rounds: int) -> d
     if part == "servers":
         return {part: in_turns(SERVERS, name, model_dir, fresh(work / part), rounds)}
     one: dict[str, Callable[[Path, Path, int], pd.DataFrame]]
-    one = {"apart": apart, "one client": one_client, "crowds": crowds, "starts": starts, "edits": edits}
+    one = {"limit": limit, "one client": one_client, "crowds": crowds, "starts": starts, "edits": edits}
     return {part: one[part](model_dir, work, rounds)}
 
 

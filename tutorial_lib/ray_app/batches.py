@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -92,7 +91,8 @@ class Batches(threading.Thread):
         self._process, self._size, self._delay, self._silence = process, size, delay, silence
         self._on_batch, self._on_end = on_batch, on_end
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: list[Job] = []
+        self._came = threading.Condition()
         self.ended = False
         self._timer: asyncio.TimerHandle | None = None
         self.start()
@@ -101,8 +101,11 @@ class Batches(threading.Thread):
         """Takes a job; called in the event loop."""
         if self.ended:
             job.settle(NotBegun())
-        else:
-            self._jobs.put(job)
+            return
+        with self._came:
+            self._jobs.append(job)
+            if len(self._jobs) in (1, self._size):  # each wake-up of the thread costs CPU
+                self._came.notify()
 
     def run(self) -> None:
         """Does the thread's work; `start` calls it."""
@@ -121,13 +124,10 @@ class Batches(threading.Thread):
                 return
 
     def _gather(self) -> list[Job]:
-        jobs: list[Job] = []
-        with contextlib.suppress(queue.Empty):
-            jobs.append(self._jobs.get(timeout=_LOOK))
-            until = time.monotonic() + self._delay
-            while len(jobs) < self._size:
-                left = until - time.monotonic()
-                jobs.append(self._jobs.get(timeout=left) if left > 0 else self._jobs.get_nowait())
+        with self._came:
+            if self._came.wait_for(lambda: self._jobs, _LOOK):
+                self._came.wait_for(lambda: len(self._jobs) >= self._size, self._delay)
+            jobs, self._jobs = self._jobs[: self._size], self._jobs[self._size :]
         return [job for job in jobs if not job.answer.done()]  # without those whose client is gone
 
     def _answer(self, jobs: list[Job]) -> bool:
@@ -184,8 +184,7 @@ class Batches(threading.Thread):
         self._on_end()
         for job in seen:
             job.settle(Answer(worker.Reply(500, {}, b"", "Worker died."), 0.0))
-        with contextlib.suppress(queue.Empty):
-            while True:
-                unseen.append(self._jobs.get_nowait())
+        with self._came:
+            unseen, self._jobs = [*unseen, *self._jobs], []
         for job in unseen:
             job.settle(NotBegun())
