@@ -18,6 +18,7 @@ from tutorial_lib import (
     ArchiveError,
     Container,
     ContainerExited,
+    Engine,
     EngineError,
     EngineNotFound,
     Image,
@@ -105,6 +106,20 @@ def test_docker_steps_in_for_a_broken_podman(fake_engine: FakeEngine) -> None:
     fake_engine("podman", "ps*) echo 'cannot set up namespace' >&2; exit 125;;")
     fake_engine("docker")
     assert find_engine().name == "docker"
+
+
+@pytest.mark.skipif(not Path("/usr/sbin").is_dir(), reason="this system has no /usr/sbin")
+def test_an_engine_finds_the_systems_programs_that_the_users_path_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Debian's `su` leaves it: podman then finds no iptables."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    shell = Engine("/bin/sh", "podman")
+    for shown in (shell.run("-c", "echo $PATH"), shell.stream("-c", "echo $PATH").strip()):
+        assert shown.startswith("/usr/bin:/bin:") and "/usr/sbin" in shown.split(":")
+    assert "/usr/sbin" in capsys.readouterr().out
+    monkeypatch.delenv("PATH")
+    assert "/usr/sbin" in shell.run("-c", "echo $PATH").split(":")
 
 
 # Building

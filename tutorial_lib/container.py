@@ -42,6 +42,7 @@ _PORTS = dict(zip(ADDRESSES, (8080, 8081, 8082), strict=True))  # inside the con
 _LOOPBACK = "127.0.0.1"
 _HOST, _OWNER = "torchserve-course.host", "torchserve-course.owner"  # labels: a container's host and owner
 _ASK_TIMEOUT = 60.0  # seconds for commands that should answer at once
+_SYSTEM_PROGRAMS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _STAGED_ARCHIVE = "model_store/model.mar"  # in the build context
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Engine:
                 errors="replace",
                 timeout=timeout,
                 cwd=cwd,
+                env=_variables(),
             )
         except subprocess.TimeoutExpired as error:
             raise EngineError(f"{self.name} {arguments[0]}", f"no answer within {timeout:g} s") from error
@@ -101,6 +103,7 @@ class Engine:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env=_variables(),
         ) as process:
             assert process.stdout is not None
             try:
@@ -128,6 +131,12 @@ class Engine:
         except EngineError:
             return False
         return True
+
+
+def _variables() -> dict[str, str]:
+    """Returns an engine's variables: its PATH has iptables, which the user's may lack (Debian's `su`)."""
+    found = [os.environ.get("PATH", os.defpath), *filter(os.path.isdir, _SYSTEM_PROGRAMS)]
+    return {**os.environ, "PATH": os.pathsep.join(found)}
 
 
 def find_engine() -> Engine:
