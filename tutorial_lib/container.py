@@ -79,7 +79,7 @@ class Engine:
                 errors="replace",
                 timeout=timeout,
                 cwd=cwd,
-                env=_variables(),
+                env=self.variables(),
             )
         except subprocess.TimeoutExpired as error:
             raise EngineError(f"{self.name} {arguments[0]}", f"no answer within {timeout:g} s") from error
@@ -103,7 +103,7 @@ class Engine:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=_variables(),
+            env=self.variables(),
         ) as process:
             assert process.stdout is not None
             try:
@@ -116,6 +116,15 @@ class Engine:
         if process.returncode:
             raise self._error(arguments[0], "".join(lines[-20:]))
         return "".join(lines)
+
+    def variables(self) -> dict[str, str]:
+        """Returns variables for the engine's processes: PATH leads to iptables, unlike that of Debian's `su`.
+
+        >>> "PATH" in Engine("/usr/bin/podman", "podman").variables()
+        True
+        """
+        found = [os.environ.get("PATH", os.defpath), *filter(os.path.isdir, _SYSTEM_PROGRAMS)]
+        return {**os.environ, "PATH": os.pathsep.join(found)}
 
     def _error(self, verb: str, output: str) -> EngineError:
         """Returns the error of a failed command, with advice on a full disk, which any command can meet."""
@@ -131,12 +140,6 @@ class Engine:
         except EngineError:
             return False
         return True
-
-
-def _variables() -> dict[str, str]:
-    """Returns an engine's variables: its PATH has iptables, which the user's may lack (Debian's `su`)."""
-    found = [os.environ.get("PATH", os.defpath), *filter(os.path.isdir, _SYSTEM_PROGRAMS)]
-    return {**os.environ, "PATH": os.pathsep.join(found)}
 
 
 def find_engine() -> Engine:
@@ -535,6 +538,7 @@ class Container(ModelServer):
                 [self.engine.program, "logs", "--tail", str(n), *window, self.name],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,  # docker keeps stdout and stderr apart
+                env=self.engine.variables(),
                 text=True,
                 errors="replace",
                 timeout=_ASK_TIMEOUT,
