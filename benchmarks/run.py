@@ -238,6 +238,7 @@ def limit(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
 
     The clients share the cores with the server, or have a core of their own. 64 clients are two full batches,
     but a worker rarely gets one: it takes what has come, while clients with new answers only begin to send.
+    Twice as many clients keep some requests in line.
     """
     texts, cores = [tweet.text for tweet in sample_tweets(500)], sorted(os.sched_getaffinity(0))
     ways = {
@@ -263,7 +264,7 @@ def limit(model_dir: Path, work: Path, rounds: int) -> pd.DataFrame:
                 load = partial(load_test, one.url, texts, headers=one.headers, timeout=60)
                 if not number:  # on fewer cores Java takes longer to compile what runs often
                     load(concurrency=CLIENTS, duration=1, warmup=40)
-                for clients in CROWDS[1:3]:
+                for clients in (CLIENTS, 2 * CLIENTS):
                     in_process = alone.measure(4, batch_size=32, processes=setting.workers)["texts_per_s"]
                     served = load(concurrency=clients, duration=4, warmup=1).iloc[0]["requests_per_s"]
                     rows.append({"cores": way, "clients": clients, "TorchServe": served, LIMIT: in_process})
@@ -548,11 +549,10 @@ def limit_table(found: pd.DataFrame) -> str:
     found = found.assign(part=found["TorchServe"] / found[LIMIT])
     lines = [
         "Served and in process, in turn. Clients cost CPU too: they share the cores with the server, or have "
-        "one of their own, and the rest is for TorchServe, or for the handler in process. 64 clients are as "
-        "many as fit into the batches, 128 keep some in line. Of one value, a tenth is noise.",
-        "| clients' cores | clients | TorchServe, requests/s | in process | served is |\n|---"
-        + "|---" * 4
-        + "|",
+        "one of their own, and the rest is for TorchServe, or for the handler in process. "
+        f"{CLIENTS} clients are as many as fit into the batches, {2 * CLIENTS} keep some in line. "
+        "Of one value, a tenth is noise.",
+        "| clients' cores | clients | TorchServe, requests/s | in process | served is |\n" + "|---" * 5 + "|",
     ]
     for key, row in found.groupby(["cores", "clients"], sort=False).median().iterrows():
         cells = *key, f"{row['TorchServe']:.0f}", f"{row[LIMIT]:.0f}", f"{row['part']:.2f} ×"

@@ -2,6 +2,7 @@
 # Makes the base image without a registry, from Debian's packages, as small as debian:bookworm-slim.
 #   base-image.sh podman [NAME]     needs root and debootstrap
 set -euo pipefail
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin  # has debootstrap; Debian's `su` leaves it out
 engine=$1
 name=${2:-localhost/debian:bookworm-slim}
 "$engine" image inspect "$name" > /dev/null 2>&1 && exit 0

@@ -3,7 +3,7 @@
 # installs what is missing; elsewhere it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin  # has debootstrap and iptables; Debian's `su` leaves it out
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin  # has what dpkg and podman need; Debian's `su` leaves it out
 
 works() { command -v "$1" > /dev/null && "$1" info > /dev/null 2>&1; }
 may_install() { [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; }
