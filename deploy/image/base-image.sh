@@ -8,9 +8,9 @@ name=${2:-localhost/debian:bookworm-slim}
 "$engine" image inspect "$name" > /dev/null 2>&1 && exit 0
 
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+# An interrupted debootstrap leaves this machine's /proc and /sys mounted there: rm must not get into them.
+trap 'umount "$folder"/{proc,sys} 2> /dev/null || true; rm -rf --one-file-system "$folder" "$folder.log"' EXIT
 debootstrap --variant=minbase bookworm "$folder" > "$folder.log" || { tail -n 20 "$folder.log" >&2; exit 1; }
-rm -f "$folder.log"
 # The image uses the same package sources as this machine.
 rm -f "$folder/etc/apt/sources.list"
 cp /etc/apt/sources.list.d/debian.sources "$folder/etc/apt/sources.list.d/" 2> /dev/null ||
