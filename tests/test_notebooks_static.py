@@ -88,7 +88,7 @@ def test_model_id_is_a_parameter(chapter: Path) -> None:
 
 def as_python(source: str) -> str:
     """A cell with its shell commands and magics turned into calls; its lines keep their numbers."""
-    return str(TransformerManager().transform_cell(source))  # type: ignore[no-untyped-call]
+    return str(TransformerManager().transform_cell(source))
 
 
 def functions(source: str) -> dict[str, str]:

@@ -91,9 +91,9 @@ def ray_address() -> Iterator[str]:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
     ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    cluster.shutdown()
 
 
 def start_ray(attempts: int = 4) -> Cluster:
@@ -108,7 +108,7 @@ def start_ray(attempts: int = 4) -> Cluster:
             break
         except Exception:
             ray.shutdown()
-            cluster.shutdown()  # type: ignore[no-untyped-call]
+            cluster.shutdown()
             if attempt == attempts - 1:
                 raise
     return cluster

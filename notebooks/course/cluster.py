@@ -99,7 +99,7 @@ class Hosts:
         """How many hosts Ray counts as alive."""
         import ray
 
-        return sum(host["Alive"] for host in ray.nodes())  # type: ignore[no-untyped-call]
+        return sum(host["Alive"] for host in ray.nodes())
 
     def lose(self, number: int) -> None:
         """Kills all processes of a host, and tells Ray nothing. Host 0, the head, has to stay."""
@@ -122,7 +122,7 @@ class Hosts:
         if Hosts._running is not self:
             return
         Hosts._running = None
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()
         processes = psutil.Process().children(recursive=True)
         ray.shutdown()
         self._cluster.shutdown()
@@ -283,7 +283,7 @@ def _start_nodes(ports: list[int], attempts: int = 4) -> tuple[Any, list[Any]]:
             head: dict[str, Any] = {} if nodes else {"include_dashboard": False, "no_monitor": True}
             nodes.append(cluster.add_node(**common, **head, env_vars=variables))
     except Exception:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
+        cluster.shutdown()
         if attempts == 1:
             raise
         return _start_nodes(ports, attempts - 1)

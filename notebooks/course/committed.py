@@ -61,7 +61,7 @@ def replay(runs: dict[str, Any], name: str, code: str) -> None:
         if output["output_type"] == "stream":
             print(output["text"], end="")
         else:
-            IPython.display.display(output["data"], raw=True)  # type: ignore[no-untyped-call]
+            IPython.display.display(output["data"], raw=True)
 
 
 def outputs_of(magic: str, notebook: Path) -> dict[str, Any]:

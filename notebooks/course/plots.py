@@ -39,7 +39,7 @@ class LivePlot:
         self.table = pd.DataFrame()
         self._columns, self._began = columns, time.monotonic()
         self._figure, self._axes = plt.subplots(1, len(columns), figsize=(11, 2.6), layout="constrained")
-        self._shown = display(self._figure, display_id=True)  # type: ignore[no-untyped-call]
+        self._shown = display(self._figure, display_id=True)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Adds a point to each plot."""
@@ -75,7 +75,7 @@ def highlighted(rows: Iterable[tuple[str, Sequence[tuple[str, float]]]]) -> HTML
         f"<tr><th>{html.escape(label)}</th><td style='text-align: left'>{_colored(words)}</td></tr>"
         for label, words in rows
     )
-    return HTML(f"<table style='line-height: 2'>{cells}</table>")  # type: ignore[no-untyped-call]
+    return HTML(f"<table style='line-height: 2'>{cells}</table>")
 
 
 def _colored(words: Sequence[tuple[str, float]]) -> str:

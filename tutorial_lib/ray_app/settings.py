@@ -180,7 +180,7 @@ def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
     """
     if not ray.is_initialized():
         return
-    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    gpus = ray.cluster_resources().get("GPU", 0)
     device, archive = model.settings["deviceType"], model.archive.name
     if gpus and num_gpus is None and not device:
         warnings.warn(
