@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import course
@@ -23,7 +25,33 @@ from course.texts import sample_tweets
 from course.workers import memory, memory_of_file
 
 from tests.conftest import ROOT
-from tutorial_lib import TorchServe
+from tutorial_lib import TorchServe, export_model
+from tutorial_lib.export import EMBEDDED
+
+CHANGES: dict[str, Callable[[Path, Path], object]] = {
+    "nothing": lambda source, export: None,
+    "a file of the model": lambda source, export: (source / "vocab.txt").touch(),
+    "a file less in the export": lambda source, export: (export / "vocab.txt").unlink(),
+    "another export there": lambda source, export: export_model(source, export),
+    "the note of what was exported": lambda source, export: export.with_suffix(".json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_model_is_exported_again_where_something_has_changed(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = shutil.copytree(EMBEDDED, "source")
+    export = course.exported_model(str(source))
+    CHANGES[what](Path(source), export)
+    before = export.stat().st_ino
+    assert course.exported_model(str(source)) == export
+    assert (export.stat().st_ino == before) == (what == "nothing")
+    assert (export / "vocab.txt").is_file()
+    same = export.stat().st_ino
+    assert course.exported_model(str(source)).stat().st_ino == same
+    assert course.exported_model("embedded").stat().st_ino != same
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:

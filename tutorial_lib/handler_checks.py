@@ -285,6 +285,8 @@ class Checks:
                 gc.collect()
                 python.append(tracemalloc.get_traced_memory()[0])
                 process.append(psutil.Process().memory_info().rss)
+                if _least_step(python) < _LEAK_PYTHON and _least_step(process) < _LEAK_PROCESS:
+                    break  # more rounds would change nothing
         finally:
             tracemalloc.stop()
         growth = max(
@@ -450,8 +452,8 @@ def _has_nan(reply: worker.Reply) -> bool:
     return bool(found)
 
 
-def _least_step(values: Sequence[int]) -> int:
-    return min(after - before for before, after in itertools.pairwise(values))
+def _least_step(values: Sequence[int]) -> float:
+    return min((after - before for before, after in itertools.pairwise(values)), default=math.inf)
 
 
 def _grouped(answers: dict[str, str]) -> str:

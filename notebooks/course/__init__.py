@@ -1,9 +1,9 @@
 """Sets up the kernel of a chapter: every chapter begins with `import course`.
 
 Chapters work in the course's folder, with the programs of this Python's environment (torchserve,
-torch-model-archiver) on PATH. Code that only chapters share is in this package, once: a raw server and
-free ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), folders and the
-course's archive (`files`), cells that can run again (`reruns`), exercises, sample tweets (`texts`).
+torch-model-archiver) on PATH. Code that only chapters share is in this package, once: a raw server and free
+ports (`servers`), events in TorchServe's logs (`logs`), a model's label map (`labels`), folders, the exported
+model and its archive (`files`), cells that can run again (`reruns`), exercises, sample tweets (`texts`).
 
 With COURSE_QUICK=1 in the environment, which `make test` sets, measurements are short, and chapter 06 builds
 no image. A chapter's assertions stay the same.
@@ -18,7 +18,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from course.files import course_archive, new_folder, sample_request
+from course.files import course_archive, exported_model, new_folder, sample_request
 from course.labels import label_map
 from course.measuring import measured, quick, seconds, spare_the_machine, times
 from course.reruns import forget, watch_cells
@@ -28,6 +28,7 @@ __all__ = [
     "ROOT",
     "changes",
     "course_archive",
+    "exported_model",
     "forget",
     "label_map",
     "measured",

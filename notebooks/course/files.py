@@ -1,4 +1,4 @@
-"""What chapters work with: a folder of their own, the sample request, the course's archive."""
+"""What chapters work with: a folder of their own, the sample request, the exported model, its archive."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tutorial_lib
 from course.labels import label_map
 from tutorial_lib import build_archive
 from tutorial_lib.course_files import course_file
+
+_EMBEDDED = Path(tutorial_lib.__file__).parent / "embedded"
 
 
 def new_folder(name: str) -> Path:
@@ -28,6 +31,36 @@ def sample_request() -> dict[str, list[str]]:
     """
     request: dict[str, list[str]] = json.loads(course_file("sample_input.json").read_text())
     return request
+
+
+def exported_model(model_id: str) -> Path:
+    """Returns `build/my_model`, the export of chapter 01; exports the model if the folder is not that.
+
+    A file beside the folder says what was exported, and which files came of it. A file that has changed on
+    either side since, another model, and another export there make a new export.
+
+    Args:
+        model_id: as for `export_model`.
+
+    Raises:
+        ExportError: as for `export_model`.
+    """
+    folder, note = Path("build/my_model"), Path("build/my_model.json")
+
+    def state() -> str:
+        source = _EMBEDDED if model_id == "embedded" else Path(model_id)
+        return json.dumps([model_id, _files(source), _files(folder)])
+
+    if not (note.is_file() and note.read_text() == state()):
+        tutorial_lib.export_model(model_id, folder)  # imports torch
+        note.write_text(state())
+    return folder
+
+
+def _files(folder: Path) -> list[list[Any]]:
+    """Describes a folder's files by size and time; a model on the hub has none here."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def course_archive(model_dir: Path, name: str = "BERTweetSentimentAnalysis", **options: Any) -> Path:
