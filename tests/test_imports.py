@@ -12,6 +12,7 @@ import pytest
 
 import tutorial_lib
 from tests.conftest import ROOT
+from tutorial_lib import testing
 
 HEAVY = ("torch", "numpy", "pandas", "transformers", "pytest", "safetensors", "ray", "matplotlib")
 
@@ -70,6 +71,12 @@ def test_every_public_name_loads_and_is_listed() -> None:
     assert tutorial_lib.__all__ == sorted(tutorial_lib.__all__)
     with pytest.raises(AttributeError, match="no attribute 'TorchServer'"):
         _ = tutorial_lib.TorchServer
+
+
+def test_no_module_has_a_public_names_name() -> None:
+    """Else `from tutorial_lib import it` gives the module, and the call fails with "not callable"."""
+    files = Path(tutorial_lib.__file__).parent.glob("*.py")
+    assert not {*tutorial_lib.__all__, *testing.__all__} & {file.stem for file in files}
 
 
 def test_type_checkers_see_the_names_that_load() -> None:

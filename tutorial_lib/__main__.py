@@ -8,7 +8,7 @@ import sys
 from tutorial_lib.environment import check_environment
 
 if sys.argv[1:2] == ["check-handler"]:
-    from tutorial_lib.check_handler import main
+    from tutorial_lib.handler_report import main
 
     sys.exit(main(sys.argv[1:]))
 report = check_environment()

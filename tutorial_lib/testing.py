@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tutorial_lib import worker
 from tutorial_lib.archive import lay_out
-from tutorial_lib.check_handler import HandlerReport, check_handler
+from tutorial_lib.handler_report import HandlerReport, check_handler
 
 __all__ = ["HandlerAnswer", "HandlerReport", "check_handler", "run_handler"]
 
