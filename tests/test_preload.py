@@ -278,7 +278,7 @@ def test_a_handler_that_fails_is_quoted_as_always(tmp_path: Path) -> None:
         TorchServe(models={"m": archive}, preload=True).start()
 
 
-@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C.UTF-8"}])
+@pytest.mark.parametrize("locale", [{}, {"LANG": "C"}, {"LC_ALL": "C.UTF-8"}])
 def test_it_works_in_any_locale(locale: dict[str, str], echo: Path) -> None:
     code = f"import tutorial_lib\nwith tutorial_lib.preloaded():\n{textwrap.indent(IS_FORK, '    ')}"
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "LC_"))}

@@ -285,14 +285,17 @@ class Checks:
                 gc.collect()
                 python.append(tracemalloc.get_traced_memory()[0])
                 process.append(psutil.Process().memory_info().rss)
-                if _least_step(python) < _LEAK_PYTHON and _least_step(process) < _LEAK_PROCESS:
+                growth = max(
+                    step if step >= minimum else 0
+                    for step, minimum in (
+                        (_least_step(python), _LEAK_PYTHON),
+                        (_least_step(process), _LEAK_PROCESS),
+                    )
+                )
+                if not growth:
                     break  # more rounds would change nothing
         finally:
             tracemalloc.stop()
-        growth = max(
-            step if step >= minimum else 0
-            for step, minimum in ((_least_step(python), _LEAK_PYTHON), (_least_step(process), _LEAK_PROCESS))
-        )
         if not growth:
             return Check(name, True, f"steady over {requests} requests")
         return Check(
