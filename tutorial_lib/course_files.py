@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
+EMBEDDED = _PACKAGE / "embedded"  # the small model that comes with this package
 # The wheel has the files beside this one (pyproject.toml lists them); in a checkout they are one folder up.
 _ROOTS = (_PACKAGE / "course_files", _PACKAGE.parent)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tutorial_lib.course_files import EMBEDDED as EMBEDDED
 from tutorial_lib.course_files import IN_A_ZIP
 from tutorial_lib.errors import ExportError
 from tutorial_lib.extras import extra
@@ -17,7 +18,6 @@ from tutorial_lib.extras import extra
 with extra("export", "export_model"):
     import torch
 
-EMBEDDED = Path(__file__).parent / "embedded"
 
 # The files of a hub repository that a sentiment model is made of. Others (TensorFlow weights,
 # training logs) are not fetched.

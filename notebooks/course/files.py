@@ -10,9 +10,7 @@ from typing import Any
 import tutorial_lib
 from course.labels import label_map
 from tutorial_lib import build_archive
-from tutorial_lib.course_files import course_file
-
-_EMBEDDED = Path(tutorial_lib.__file__).parent / "embedded"
+from tutorial_lib.course_files import EMBEDDED, course_file
 
 
 def new_folder(name: str) -> Path:
@@ -48,7 +46,7 @@ def exported_model(model_id: str) -> Path:
     folder, note = Path("build/my_model"), Path("build/my_model.json")
 
     def state() -> str:
-        source = _EMBEDDED if model_id == "embedded" else Path(model_id)
+        source = EMBEDDED if model_id == "embedded" else Path(model_id)
         return json.dumps([model_id, _files(source), _files(folder)])
 
     if not (note.is_file() and note.read_text() == state()):
