@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import course
@@ -152,7 +153,8 @@ W-9001-other_1.0 org.pytorch.serve.wlm.WorkerThread - Flushing req.cmd PREDICT r
 def test_batches_are_read_from_a_log(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     log.write_text(LOG)
-    assert batches(log) == [(2, 1.0, 1.5)] and batches(log, line=5) == []
+    assert batches(log) == [(2, 1.0, 1.5)] and batches(log, since=1.0004) == [(2, 1.0, 1.5)]
+    assert batches(log, since=1.001) == []
     assert batches_given(log) == 2 and batches_given(log, worker="-slow_1.0 ") == 1
 
 
@@ -193,6 +195,12 @@ def test_news_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "ts_log.log: Load model failed\nmodel_log.log: (no traceback)\n"
     news.show("failed")
     assert capsys.readouterr().out == "model_log.log: (no traceback)\n"
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(news.show, "failed", until="mismatch")
+        with pytest.raises(TimeoutError):
+            shown.result(timeout=1)
+        (tmp_path / "model_log.log").write_text("x - number mismatch\n")
+        shown.result(timeout=30)
 
 
 def test_a_script_that_fails_shows_why(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ test_secure.py (an expired token) are not repeated here.
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,12 +96,16 @@ def test_a_bad_moment_is_said_and_passes(body: bytes, status: int, sentence: str
 def test_a_worker_killed_in_the_middle_of_a_request_is_said_and_comes_back(moody: TorchServe) -> None:
     """Frozen first, so that it surely has the request in its hands when it is killed."""
     worker = psutil.Process(moody.management.describe("m")["workers"][0]["pid"])
-    log = moody.log_dir / "ts_log.log"
-    sent = log.read_text().count("Flushing req.cmd PREDICT")
+    log, began = moody.log_dir / "ts_log.log", int(1000 * time.time())
     worker.suspend()
+
+    def has_it() -> bool:
+        given = re.findall(r"Flushing req.cmd PREDICT .* at: (\d+)", log.read_text())
+        return any(int(at) >= began for at in given)
+
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(moody.inference.predict, "m", b"well", timeout=90)
-        eventually(lambda: log.read_text().count("Flushing req.cmd PREDICT") > sent, 10)
+        eventually(has_it, 10)
         worker.kill()
         error = asked.exception()
     assert isinstance(error, ApiError) and error.message == "Worker died."
@@ -155,8 +161,7 @@ def test_a_label_too_few_that_got_past_the_check_names_the_file(
             made.writestr(entry, content)
     with pytest.raises(ApiError, match="died while it loaded"):
         moody.management.register(broken, "labels")
-    log = (moody.log_dir / "model_log.log").read_text()
-    assert "index_to_name.json has labels for classes [0, 1], the model has [0, 1, 2]" in log
+    assert moody.wait_for_log("index_to_name.json has labels for classes [0, 1], the model has [0, 1, 2]")
     assert answers(moody)
 
 

@@ -19,7 +19,7 @@ def line(text: str, worker: int = 9000, stream: str = "stdout") -> str:
 
 
 def test_the_context_of_a_real_server(server: TorchServe) -> None:
-    context = parse_context(server.log_dir / "model_log.log")
+    context = parse_context(server.wait_for_log("Manifest: "))
     assert context.properties["gpu_id"] is None and context.properties["batch_size"] == 32
     assert context.manifest["model"]["modelName"] == "BERTweetSentimentAnalysis"
     assert context.manifest["model"]["configFile"] == "model-config.yaml"

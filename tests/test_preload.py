@@ -124,7 +124,7 @@ def test_a_fork_is_what_a_new_process_is(
             text = json.dumps(server.inference.predict("m", {}))
             model, own = worker(server).cwd(), str(server.log_dir.parent)
             seen[kind] = json.loads(text.replace(model, "MODEL").replace(own, "SERVER"))
-            assert "Torch worker started." in server.log_tail(200)
+            assert server.wait_for_log("Torch worker started.")
         monkeypatch.setenv(VARIABLE, shared)
     assert seen["new"]["variables"]["SOMETHING"] and seen["new"]["path"]
     assert len({one["random"][place] for one in seen.values() for place in (0, 1)}) == 6

@@ -387,9 +387,10 @@ class TorchServe(ModelServer):
             return ""
 
     def wait_for_log(self, text: str, *, log: str = "model_log.log", timeout: float = 30) -> str:
-        """Waits until a log holds the text, and returns the log.
+        """Waits until a whole line of a log holds the text, and returns the log's lines up to now.
 
-        A worker's lines are written a moment after it answered.
+        A worker's lines are written a moment after it started or answered: what reads its log at once may
+        come too early.
 
         Args:
             text: what to wait for.
@@ -402,8 +403,8 @@ class TorchServe(ModelServer):
         path, deadline = self.log_dir / log, time.monotonic() + timeout
         while True:
             found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-            if text in found:
-                return found
+            if text in (lines := found[: found.rfind("\n") + 1]):
+                return lines
             if time.monotonic() > deadline:
                 raise TutorialError(
                     f"{log} did not hold {text!r} within {timeout:g} s. Its end:\n{found[-2000:]}"

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from course.waiting import wait_until
 from tutorial_lib import first_traceback
 
 
@@ -18,10 +19,15 @@ class Batch(NamedTuple):
     ended: float
 
 
-def batches(log: Path, line: int = 0) -> list[Batch]:
-    """Returns the batches of one worker's console.log, from this line on, in the order of their answers."""
+def batches(log: Path, since: float = 0) -> list[Batch]:
+    """Returns the batches of one worker's console.log, in the order of their answers.
+
+    Args:
+        log: the server's console.log.
+        since: batches that began earlier are left out; in seconds since 1970. TorchServe logs milliseconds.
+    """
     found, began, requests = [], 0.0, 0
-    for text in log.read_text().splitlines()[line:]:
+    for text in log.read_text().splitlines():
         if match := re.search(r"Flushing req.cmd PREDICT .* at: (\d+)", text):
             began, requests = int(match[1]) / 1000, 0
         elif "Sending response for jobId" in text:
@@ -29,7 +35,7 @@ def batches(log: Path, line: int = 0) -> list[Batch]:
         elif (match := re.search(r"Backend response time: (\d+)", text)) and began:
             found.append(Batch(requests, began, began + int(match[1]) / 1000))
             began = 0.0
-    return found
+    return [batch for batch in found if batch.began >= int(since * 1000) / 1000]
 
 
 def batches_given(log: Path, worker: str = "") -> int:
@@ -48,16 +54,26 @@ class News:
     """What is new in a server's logs, for the drills of chapter 13."""
 
     def __init__(self, log_dir: Path) -> None:
-        self._logs = {log_dir / name: 0 for name in ("ts_log.log", "model_log.log")}
+        self._seen = {log_dir / name: 0 for name in ("ts_log.log", "model_log.log")}
 
-    def show(self, *words: str) -> None:
+    def show(self, *words: str, until: str = "") -> None:
         """Prints new lines that have one of these words, then the last lines of the first exception.
 
         New lines came since the last call. Lines of ts_log.log are the server's own; lines of model_log.log
         are what the workers print. Where a traceback is a chain of exceptions, the first one is the cause.
+
+        Args:
+            words: in each line that is printed.
+            until: waits until a new line has this text. Lines come a moment after the answer.
+
+        Raises:
+            TimeoutError: no new line had `until` within a minute.
         """
-        time.sleep(0.5)  # TorchServe writes its last lines after it has answered
-        new = {log.name: self._read(log) for log in self._logs}
+        wait_until(lambda: any(until in log for log in self._new().values()), otherwise=lambda: until)
+        time.sleep(0.5)  # for the lines around it
+        new = self._new()
+        for log in self._seen:
+            self._seen[log] += len(new[log.name])
         for name, text in new.items():
             found = [line for line in text.splitlines() if any(word in line for word in words)]
             if name == "ts_log.log":
@@ -68,7 +84,6 @@ class News:
         for line in [line for line in traceback.split("\n\n")[0].splitlines() if line.strip(" ~^")][-3:]:
             print("model_log.log:", re.sub(r"(/[\w.-]+)+/", "…/", line))
 
-    def _read(self, log: Path) -> str:
-        text = log.read_text() if log.exists() else ""
-        new, self._logs[log] = text[self._logs[log] :], len(text)
-        return new
+    def _new(self) -> dict[str, str]:
+        """Returns what each log has that was not shown yet."""
+        return {log.name: log.read_text()[seen:] if log.exists() else "" for log, seen in self._seen.items()}
