@@ -330,12 +330,12 @@ def test_same_metrics(torchserve: TorchServe, addresses: tuple[str, str], ray_ad
 
 
 def labels_by_name(inference: InferenceClient, metrics: MetricsClient) -> dict[str, set[str]]:
-    def texts() -> float:
-        return float(metrics.scrape("handler_texts_total")["value"].sum())
+    def labels() -> float:  # TorchServe's worker writes them last
+        return float(metrics.scrape("handler_labels_total")["value"].sum())
 
-    before = texts()
+    before = labels()
     inference.predict("my_model", {"input": ["great day", "this is awful"]})
-    eventually(lambda: texts() == before + 2)
+    eventually(lambda: labels() == before + 2)
     rows = metrics.scrape().to_dict("records")
     others = [row for row in rows if row["labels"].get("ModelName", "my_model") != "my_model"]
     return {row["name"]: set(row["labels"]) for row in rows if row not in others}

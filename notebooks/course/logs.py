@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def batches(log: Path, since: float = 0) -> list[Batch]:
         elif (match := re.search(r"Backend response time: (\d+)", text)) and began:
             found.append(Batch(requests, began, began + int(match[1]) / 1000))
             began = 0.0
-    return [batch for batch in found if batch.began >= int(since * 1000) / 1000]
+    return [batch for batch in found if batch.began > since - 0.001]
 
 
 def batches_given(log: Path, worker: str = "") -> int:
@@ -64,12 +65,11 @@ class News:
 
         Args:
             words: in each line that is printed.
-            until: waits until a new line has this text. Lines come a moment after the answer.
-
-        Raises:
-            TimeoutError: no new line had `until` within a minute.
+            until: waits until a new line has this text, since lines come a moment after the answer; for 10 s
+                at most, since TorchServe may lose the last lines of a worker that dies.
         """
-        wait_until(lambda: any(until in log for log in self._new().values()), otherwise=lambda: until)
+        with suppress(TimeoutError):
+            wait_until(lambda: any(until in log for log in self._new().values()), 10)
         time.sleep(0.5)  # for the lines around it
         new = self._new()
         for log in self._seen:
