@@ -70,6 +70,14 @@ def test_opens_and_closes_as_chapters_do(chapter: Path) -> None:
         assert (chapter.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_cell_that_reads_a_servers_log_waits_for_what_it_reads(chapter: Path) -> None:
+    """A worker's lines are written a moment after it started or answered."""
+    for cell in code_cells(chapter):
+        reads = "log_dir" in cell.source and re.search(r"\.(read_text|read_bytes|open)\(", cell.source)
+        assert not reads or "wait_" in cell.source, f"{chapter.name}: read it with server.wait_for_log"
+
+
 def test_outputs_are_of_the_settings_that_are_committed() -> None:
     """A cheap sign of stale outputs: chapter 02 prints the settings that its server read."""
     chapter = next(chapter for chapter in CHAPTERS if chapter.name.startswith("02_"))
