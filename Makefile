@@ -4,6 +4,7 @@
 PYTHON ?= $(shell for python in python3.11 python3.13 python3.12 python3 python; do \
     $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
     && echo $$python && break; done)
+WHICH = import sys; print(sys.base_prefix, sys.version)
 MODEL_ID ?= embedded
 BIN = .venv/bin
 CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
@@ -24,6 +25,9 @@ setup: .venv/installed  ## make .venv with everything in it  [PYTHON=/path/to/py
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d, and \
 	the packages were tested on 3.11, 3.12 and 3.13. Give another one: make PYTHON=/path/to/python3.11 setup" \
 	% sys.version_info[:2])'
+	@# venv keeps the link to the Python that made .venv first: with another one it would be a mixture of both.
+	@if [ -e .venv ] && [ "$$($(BIN)/python -c '$(WHICH)' 2>&1)" != "$$($(PYTHON) -c '$(WHICH)')" ]; then \
+	    echo 'another Python made .venv: it is made anew'; rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
 	@echo 'installing the packages (2 to 5 minutes; more where torch comes with CUDA)'
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev]'

@@ -268,3 +268,30 @@ def test_the_sdist_runs_its_own_tests(built: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"\d+ passed", done.stdout), done.stdout[-3000:]
     assert (folder / "notebooks" / "00_check_your_machine.ipynb").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("made_by", "kept"), [("this", True), ("another", False)])
+def test_an_environment_of_another_python_is_made_anew(made_by: str, kept: bool, tmp_path: Path) -> None:
+    """`venv` in the folder of another Python's .venv leaves that one's link: two Pythons in one."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    this, another = tmp_path / "this", tmp_path / "another"
+    make_venv = '[ -e .venv/bin/python ] || { mkdir -p .venv/bin; ln -s "$0" .venv/bin/python; }'
+    this.write_text(
+        f'#!/bin/sh\ncase "$2" in\nvenv) {make_venv};;\npip) ;;\n*) {sys.executable} "$@";;\nesac\n'
+    )
+    another.write_text("#!/bin/sh\necho /elsewhere 3.11.0\n")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(tmp_path / made_by)
+    (tmp_path / ".venv" / "package").touch()
+    for file in (this, another):
+        file.chmod(0o755)
+    ran = subprocess.run(
+        ["make", f"PYTHON={this}", "setup"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / ".venv" / "package").exists() == kept
+    assert ("another Python made .venv" in ran.stdout) == (not kept)
+    assert (tmp_path / ".venv" / "bin" / "python").readlink() == this
