@@ -155,6 +155,7 @@ def test_batches_are_read_from_a_log(tmp_path: Path) -> None:
     log.write_text(LOG)
     assert batches(log) == [(2, 1.0, 1.5)] and batches(log, since=1.0009) == [(2, 1.0, 1.5)]
     assert batches(log, since=1.002) == []
+    assert batches_given(log, since=1.0009) == 2 and batches_given(log, since=99) == 0
     assert batches_given(log) == 2 and batches_given(log, worker="-slow_1.0 ") == 1
 
 

@@ -7,7 +7,6 @@ test_secure.py (an expired token) are not repeated here.
 from __future__ import annotations
 
 import json
-import re
 import socket
 import time
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from course.logs import batches_given
 
 from tests.conftest import eventually
 from tutorial_lib import (
@@ -96,16 +96,11 @@ def test_a_bad_moment_is_said_and_passes(body: bytes, status: int, sentence: str
 def test_a_worker_killed_in_the_middle_of_a_request_is_said_and_comes_back(moody: TorchServe) -> None:
     """Frozen first, so that it surely has the request in its hands when it is killed."""
     worker = psutil.Process(moody.management.describe("m")["workers"][0]["pid"])
-    log, began = moody.log_dir / "ts_log.log", int(1000 * time.time())
+    log, began = moody.log_dir / "ts_log.log", time.time()
     worker.suspend()
-
-    def has_it() -> bool:
-        given = re.findall(r"Flushing req.cmd PREDICT .* at: (\d+)", log.read_text())
-        return any(int(at) >= began for at in given)
-
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(moody.inference.predict, "m", b"well", timeout=90)
-        eventually(has_it, 10)
+        eventually(lambda: batches_given(log, since=began), 10)
         worker.kill()
         error = asked.exception()
     assert isinstance(error, ApiError) and error.message == "Worker died."

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from course.waiting import wait_until
 from tutorial_lib import first_traceback
 
+_GIVEN = re.compile(r"Flushing req.cmd PREDICT .* at: (\d+)")
+
 
 class Batch(NamedTuple):
     """A batch that a worker answered; times in seconds since 1970."""
@@ -25,30 +27,35 @@ def batches(log: Path, since: float = 0) -> list[Batch]:
 
     Args:
         log: the server's console.log.
-        since: batches that began earlier are left out; in seconds since 1970. TorchServe logs milliseconds.
+        since: batches that began earlier are left out; in seconds since 1970.
     """
     found, began, requests = [], 0.0, 0
     for text in log.read_text().splitlines():
-        if match := re.search(r"Flushing req.cmd PREDICT .* at: (\d+)", text):
+        if match := _GIVEN.search(text):
             began, requests = int(match[1]) / 1000, 0
         elif "Sending response for jobId" in text:
             requests += 1
         elif (match := re.search(r"Backend response time: (\d+)", text)) and began:
             found.append(Batch(requests, began, began + int(match[1]) / 1000))
             began = 0.0
-    return [batch for batch in found if batch.began > since - 0.001]
+    return [batch for batch in found if _is_since(since, batch.began)]
 
 
-def batches_given(log: Path, worker: str = "") -> int:
+def batches_given(log: Path, worker: str = "", since: float = 0) -> int:
     """Returns how many batches workers have been given so far, according to a ts_log.log.
 
     Args:
         log: the server's ts_log.log.
         worker: counts only lines with this part of a worker's name, such as "-slow_1.0 ".
+        since: batches that were given earlier are left out; in seconds since 1970.
     """
-    lines = log.read_text().splitlines()
+    found = ((line, _GIVEN.search(line)) for line in log.read_text().splitlines() if worker in line)
     # TorchServe logs each line twice.
-    return len({line for line in lines if worker in line and "Flushing req.cmd PREDICT" in line})
+    return len({line for line, match in found if match and _is_since(since, int(match[1]) / 1000)})
+
+
+def _is_since(since: float, logged: float) -> bool:
+    return logged > since - 0.001  # TorchServe logs whole milliseconds
 
 
 class News:
