@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -127,6 +129,22 @@ def test_it_has_no_rights_and_only_tmp_to_write_to(container: Container) -> None
 def test_what_is_too_large_is_refused_with_a_sentence(container: Container) -> None:
     with pytest.raises(ApiError, match=r"413 RequestEntityTooLarge: .*6553500 bytes"):
         container.inference.predict("my_model", b"x" * 6_600_000)
+
+
+def test_a_body_without_the_key_is_not_read(container: Container) -> None:
+    """A stranger can't make the server hold 60 bodies of 6 MB: each is refused when its headers are there."""
+    port = int(container.inference_address.rpartition(":")[2])
+    head = b"POST /predictions/my_model HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000000\r\n\r\n"
+    with contextlib.ExitStack() as strangers:
+        connections = [
+            strangers.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for _ in range(60)
+        ]
+        for connection in connections:
+            connection.sendall(head)
+        for connection in connections:
+            assert connection.recv(12) == b"HTTP/1.1 401"  # and not one byte of a body was sent
+        assert container.inference.predict("my_model", SAMPLE) == ANSWER
 
 
 def test_a_taken_port_is_named(container: Container) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -390,6 +392,38 @@ def test_what_can_not_wait_is_refused_at_once(ray_address: str, folder: Path) ->
             assert len(found) - len(refused) in (places, places + 1), (address, found)
             assert max(refused) < 2, (address, found)
     serve.delete("slow")
+
+
+@pytest.mark.cluster
+def test_clients_that_never_end_their_request(ray_address: str, folder: Path) -> None:
+    """Unsent headers hold no place of a replica; an unsent body holds one, for a limited time.
+
+    HAProxy passes a request on when its headers are there: a gateway in front that reads requests whole
+    (nginx does) keeps such clients from holding places.
+    """
+    quick = handlers.pack(folder, "quick", handlers.ECHO, config=ECHO_CONFIG)
+    serve.run(build_app(quick, name="quick"), name="quick", route_prefix="/predictions/quick")
+    port = int(ray_address.rpartition(":")[2])
+    head = b"POST /predictions/quick HTTP/1.1\r\nHost: localhost\r\n"
+
+    def begin(beginning: bytes) -> socket.socket:
+        client = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+        client.sendall(beginning)
+        return client
+
+    def ask() -> bytes:
+        answer = requests.post(f"{ray_address}/predictions/quick", data=b"x", timeout=60)
+        assert answer.ok, answer.text
+        return answer.content
+
+    with contextlib.ExitStack() as slow:
+        for beginning in (b"", head) * 100:
+            begin(beginning)
+        assert [ask() for _ in range(20)]
+        stuck = begin(head + b"Content-Length: 1000000\r\n\r\n{")
+        assert ask()
+        assert b" 408 " in stuck.recv(100)
+    serve.delete("quick")
 
 
 @pytest.mark.cluster

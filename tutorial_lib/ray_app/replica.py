@@ -36,6 +36,7 @@ with extra("ray", "tutorial_lib.ray_app"):
 # A route prefix that begins with one of these, as /predictions/my_model, is part of an address.
 _ADDRESSES = ("explanations", "metrics", "models", "ping", "predictions")
 _SECONDS_TO_SEND = 0.5  # for the last answers of a replica that ends
+_SECONDS_FOR_BODY = 30.0  # a request holds one of the replica's places while its body arrives
 
 
 class HTTPError(Exception):
@@ -153,7 +154,11 @@ class Replica:
         began = time.monotonic()
         if self._batches.ended:
             raise _ask_again()
-        body = await request.body()
+        try:
+            body = await asyncio.wait_for(request.body(), _SECONDS_FOR_BODY)
+        except TimeoutError:
+            message = f"The body did not arrive within {_SECONDS_FOR_BODY:g} s."
+            raise HTTPError(408, "RequestTimeout", message) from None
         if len(body) > self._model.max_request_size:
             return Response(status_code=413)
         try:
