@@ -222,6 +222,43 @@ def test_what_an_extra_is_missing_for_says_so(
     assert re.search(rf"PackageMissing: .*pip install 'torchserve-course\[{extra}\]'", last), done.stderr
 
 
+def put(folder: Path, name: str, version: str, code: str = "") -> None:
+    """Installs a package of one empty module, or one with this code."""
+    (folder / f"{name}.py").write_text(code)
+    (folder / f"{name}-{version}.dist-info").mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (folder / f"{name}-{version}.dist-info" / "METADATA").write_text(metadata)
+
+
+@pytest.mark.parametrize(
+    ("packages", "arguments", "status", "row"),
+    [
+        # A client alone: what the extras would bring is information.
+        ({}, [], 0, r"\[--\] +serving +not installed; pip install 'torchserve-course\[serving\]' brings"),
+        ({}, [], 0, r"\[--\] +Java +none"),
+        ({}, ["check-machine"], 0, r"\[--\] +load .*load_test"),
+        ({"emoji": "2.0", "numpy": "2.0.0"}, [], 0, r"\[--\] +export"),
+        ({"transformers": "4.0.0"}, [], 0, r"\[--\] +export"),
+        # What is installed, or asked for, must work.
+        ({"torchserve": "0.12.0"}, [], 1, r"\[FAIL\] torch +not installed\n +fix: .*\[serving\]"),
+        ({"torchserve": "0.12.0"}, [], 1, r"\[FAIL\] Java +none"),
+        ({"torchserve": "0.5.3"}, [], 1, r"\[FAIL\] torchserve +0.5.3, and 0.12 or newer is needed"),
+        ({}, ["check-machine", "--extra", "load"], 1, r"\[FAIL\] aiohttp +not installed\n +fix: .*\[load\]"),
+        ({"torch": "2.9 raise OSError('bad .so')"}, [], 1, r"\[FAIL\] GPU +torch .* fails: bad .so"),
+    ],
+)
+def test_a_client_is_a_sound_installation_and_half_a_server_is_none(
+    packages: dict[str, str], arguments: list[str], status: int, row: str, light: Path, tmp_path: Path
+) -> None:
+    for name, version in packages.items():
+        put(tmp_path, name, *version.split(" ", 1))
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(light)]), "PATH": ""}
+    command = [sys.executable, "-S", "-m", "tutorial_lib", *arguments]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert re.search(row, done.stdout), done.stdout
+
+
 def test_readmes_example_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(from tutorial_lib import TorchServe.*?)```", readme(), re.S)
     done = run(example, wheel, tmp_path / "empty")
