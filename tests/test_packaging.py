@@ -311,13 +311,15 @@ def test_the_sdist_runs_its_own_tests(built: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("made_by", "kept"), [("this", True), ("another", False)])
 def test_an_environment_of_another_python_is_made_anew(made_by: str, kept: bool, tmp_path: Path) -> None:
     """`venv` in the folder of another Python's .venv leaves that one's link: two Pythons in one."""
+    tmp_path /= "Ann's course (1)"
+    tmp_path.mkdir()
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     this, another = tmp_path / "this", tmp_path / "another"
     make_venv = '[ -e .venv/bin/python ] || { mkdir -p .venv/bin; ln -s "$0" .venv/bin/python; }'
     this.write_text(
-        f'#!/bin/sh\ncase "$2" in\nvenv) {make_venv};;\npip) ;;\n*) {sys.executable} "$@";;\nesac\n'
+        f'#!/bin/sh\ncase "$2" in\nvenv) {make_venv};;\npip) ;;\n*) "{sys.executable}" "$@";;\nesac\n'
     )
     another.write_text("#!/bin/sh\necho /elsewhere 3.11.0\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
