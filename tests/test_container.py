@@ -289,6 +289,33 @@ def test_what_is_no_package_is_refused_before_anything_is_built(
     assert not calls.exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packages": ["mine @ https://user:secret@example.org/mine.whl"]},
+        {"packages": ["mine @ git+https://secret@example.org/mine"]},
+        {"build_args": {"TORCH_INDEX": "https://user:secret@example.org/whl"}},
+        {"build_args": {"PACKAGES": "--extra-index-url http://secret@example.org/simple mine"}},
+        {"requirements": "--index-url https://user:secret@example.org/simple\nmine\n"},
+    ],
+)
+def test_no_password_goes_into_an_image(
+    options: dict[str, Any], fake_engine: FakeEngine, archive: Path, tmp_path: Path
+) -> None:
+    calls = fake_engine("podman")
+    if "requirements" in options:
+        (tmp_path / "r.txt").write_text(options["requirements"])
+        archive = build_archive(
+            "m", handler=archive.with_name("h.py"), requirements_file=tmp_path / "r.txt", export_path=tmp_path
+        )
+        options = {}
+    with pytest.raises(
+        ImageError, match=r"has a URL with a user name or password.* PIP_EXTRA_INDEX_URL"
+    ) as caught:
+        Image.build("localhost/m:1", archive, **options)
+    assert "secret" not in str(caught.value) and "build" not in calls.read_text().splitlines()
+
+
 def test_only_a_whole_mar_is_built_into_an_image(
     fake_engine: FakeEngine, archive: Path, tmp_path: Path
 ) -> None:

@@ -295,6 +295,19 @@ for name in ("deploy/image/Dockerfile", "deploy/image/serve.sh", "metrics.yaml",
     assert not (wheel / "notebooks").exists() and not (wheel / "tests").exists()
 
 
+def test_the_wheel_carries_the_licences_of_the_data_that_it_ships(wheel: Path) -> None:
+    (licences,) = wheel.glob("*.dist-info/licenses")
+    notice = (licences / "NOTICE").read_text()
+    assert "Apache License" in (licences / "LICENSE").read_text()
+    for text in (
+        "C.J. Hutto",
+        "Microsoft Corporation",
+        "Permission is hereby granted",
+        "THE SOFTWARE IS PROVIDED",
+    ):
+        assert text in notice
+
+
 def test_the_sdist_runs_its_own_tests(built: Path, tmp_path: Path) -> None:
     (file,) = built.glob("*.tar.gz")
     shutil.unpack_archive(file, tmp_path)

@@ -32,7 +32,7 @@ from tutorial_lib.errors import (
     PortInUse,
     TutorialError,
 )
-from tutorial_lib.image_packages import check_packages, requirements
+from tutorial_lib.image_packages import check_packages, refuse_passwords, requirements
 from tutorial_lib.model_server import ADDRESSES, ModelServer
 from tutorial_lib.processes import owner_lives, owner_name, reap_orphans
 
@@ -246,6 +246,7 @@ class Image:
                 f"An image holds a .mar, and {archive} is none. Build the archive with "
                 'archive_format="default" or "zip-store".'
             )
+        lines = requirements(Path(archive), wanted)
         engine = engine or find_engine()
         if base is None:
             base = LOCAL_BASE_IMAGE if engine.has_image(LOCAL_BASE_IMAGE) else BASE_IMAGE
@@ -255,11 +256,12 @@ class Image:
             "MODEL_ARCHIVE": _STAGED_ARCHIVE,
             **(build_args or {}),
         }
+        refuse_passwords({**arguments, "packages, or the archive's requirements file,": "\n".join(lines)})
         command = ["build", "--tag", name]
         if engine.name == "podman":
             command += ["--format=docker", "--network=host"]  # podman's own format has no HEALTHCHECK
         _logger.info("building the image %s around %s", name, archive)
-        with _pip_options(arguments) as options, _build_context(Path(archive), wanted) as context:
+        with _pip_options(arguments) as options, _build_context(Path(archive), lines) as context:
             command += options
             command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
             command += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
@@ -582,7 +584,7 @@ def _host() -> str:
 
 
 @contextlib.contextmanager
-def _build_context(archive: Path, packages: Sequence[str]) -> Iterator[Path]:
+def _build_context(archive: Path, requirements: Sequence[str]) -> Iterator[Path]:
     """Makes a folder with a build's files, laid out like the course's, so that one Dockerfile fits both."""
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
@@ -590,7 +592,7 @@ def _build_context(archive: Path, packages: Sequence[str]) -> Iterator[Path]:
         for name in ("constraints.txt", "metrics.yaml"):
             shutil.copy2(course_file(name), root / name)
         with (root / "deploy" / "image" / "requirements.txt").open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in requirements(archive, packages))
+            file.writelines(f"{line}\n" for line in requirements)
         staged = root / _STAGED_ARCHIVE
         staged.parent.mkdir()
         try:

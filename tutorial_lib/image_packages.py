@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutorial_lib.archive import read_manifest
+from tutorial_lib.errors import ImageError
 
 # A name, extras in brackets, then a version, a URL or a condition. Paths and options begin otherwise.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]* *(\[[\w ,.-]*\])? *([<>=!~;@(].*)?")
@@ -55,3 +56,24 @@ def requirements(archive: Path, packages: Sequence[str]) -> list[str]:
     if has_onnx and not any(line.lower().startswith("onnxruntime") for line in lines):
         lines.append("onnxruntime")
     return lines
+
+
+def refuse_passwords(values: Mapping[str, str]) -> None:
+    """Checks that no URL has a user name or password, since an image shows its files and its history.
+
+    Args:
+        values: what goes into the image, by the name that the message gives it.
+
+    Raises:
+        ImageError: a URL has one.
+
+    >>> refuse_passwords({"TORCH_INDEX": "https://me:mine@example.org/whl"})
+    Traceback (most recent call last):
+    tutorial_lib.errors.ImageError: TORCH_INDEX has a URL with a user name or password, which all...
+    """
+    for name, value in values.items():
+        if re.search(r"https?://[^/\s]*@", value):
+            raise ImageError(
+                f"{name} has a URL with a user name or password, which all who have the image could read. "
+                "Put the URL into pip's settings, as PIP_EXTRA_INDEX_URL: only the build reads them."
+            )
