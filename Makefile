@@ -22,13 +22,13 @@ setup: .venv/installed  ## make .venv with everything in it  [PYTHON=/path/to/py
 	@test -n "$(PYTHON)" || { echo 'No Python 3.11, 3.12 or 3.13 with venv was found. Install Python 3.11' \
 	    '(on Debian and Ubuntu: apt install python3.11 python3.11-venv), or say where one is:' \
 	    'make PYTHON=/path/to/python3.11 setup' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d, and \
+	@"$(PYTHON)" -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("%s is Python %d.%d, and \
 	the packages were tested on 3.11, 3.12 and 3.13. Give another one: make PYTHON=/path/to/python3.11 setup" \
-	% sys.version_info[:2])'
+	% (sys.executable, *sys.version_info[:2]))'
 	@# venv keeps the link to the Python that made .venv first: with another one it would be a mixture of both.
-	@if [ -e .venv ] && [ "$$($(BIN)/python -c '$(WHICH)' 2>&1)" != "$$($(PYTHON) -c '$(WHICH)')" ]; then \
+	@if [ -e .venv ] && [ "$$($(BIN)/python -c '$(WHICH)' 2>&1)" != "$$("$(PYTHON)" -c '$(WHICH)')" ]; then \
 	    echo 'another Python made .venv: it is made anew'; rm -rf .venv; fi
-	$(PYTHON) -m venv .venv
+	"$(PYTHON)" -m venv .venv
 	@echo 'installing the packages (2 to 5 minutes; more where torch comes with CUDA)'
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev]'
 	@touch $@
@@ -76,7 +76,7 @@ bench: setup .venv-bentoml/installed .venv-mlserver/installed  ## measure handle
 .venv-bentoml/installed: SERVER = bentoml==1.4.40
 .venv-mlserver/installed: SERVER = mlserver==1.7.1 'uvloop<0.22'
 .venv-%/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-$*
+	"$(PYTHON)" -m venv .venv-$*
 	grep -E '^(torch|transformers|numpy|onnxruntime)==' constraints.txt > .venv-$*/pins.txt
 	.venv-$*/bin/python -m pip install --quiet --progress-bar off -c .venv-$*/pins.txt \
 	    $(SERVER) onnxruntime -e '.[export,serving]'

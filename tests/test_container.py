@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -180,6 +182,7 @@ def test_what_docker_is_told_to_build(
         ),
         ("OSError: [Errno 28] No space left on device", "The disk is full: `podman system prune`"),
         ("ERROR: No matching distribution found for torch==2.13.0", "pip config list"),
+        ("The user requested scipy<1 ... these package versions have conflicting dependencies.", "packages="),
         ("something new", "The build's last lines say why"),
     ],
 )
@@ -210,6 +213,107 @@ def test_a_build_sees_its_own_files_alone_wherever_it_is_started(
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     assert {"deploy/image" if path.startswith("deploy/image/") else path for path in sources} <= allowed
+
+
+@pytest.mark.parametrize(
+    ("packages", "own", "files", "wanted"),
+    [
+        ([], None, [], []),
+        (["scikit-learn", "pillow>=11"], None, [], ["scikit-learn", "pillow>=11"]),
+        (("ray[serve] == 2.6",), None, [], ["ray[serve] == 2.6"]),
+        (["x @ https://example.org/x.whl"], None, [], ["x @ https://example.org/x.whl"]),
+        ([], "# mine\nscipy ; python_version < '4'\n", [], ["# mine", "scipy ; python_version < '4'"]),
+        ([], "\ufeffscipy", [], ["scipy"]),
+        (["scikit-learn"], "scipy\n", ["model.onnx"], ["scikit-learn", "scipy", "onnxruntime"]),
+        ([], None, ["price.onnx"], ["onnxruntime"]),
+        (["onnxruntime-gpu"], None, ["model.onnx"], ["onnxruntime-gpu"]),
+        ([], "onnxruntime==1.20.0", ["model.onnx"], ["onnxruntime==1.20.0"]),
+    ],
+)
+def test_an_image_gets_the_packages_that_are_asked_for_and_those_of_its_archive(
+    packages: Sequence[str],
+    own: str | None,
+    files: list[str],
+    wanted: list[str],
+    fake_engine: FakeEngine,
+    archive: Path,
+    tmp_path: Path,
+) -> None:
+    extra_files = [tmp_path / name for name in files]
+    for file in extra_files:
+        file.touch()
+    requirements = tmp_path / "my_requirements.txt"
+    if own is not None:
+        requirements.write_text(own, encoding="utf-8")
+    needing = build_archive(
+        "needing",
+        handler=archive.with_name("h.py"),
+        extra_files=extra_files,
+        requirements_file=requirements if own is not None else None,
+        export_path=tmp_path,
+    )
+    fake_engine("podman", f'build*) cp "${{@: -1}}/deploy/image/requirements.txt" {tmp_path}/seen;;')
+    Image.build("localhost/m:1", needing, packages=packages)
+    shipped = (IMAGE_FILES / "requirements.txt").read_text()
+    assert all(line.startswith("#") for line in shipped.splitlines())
+    assert (tmp_path / "seen").read_text().removeprefix(shipped).splitlines() == wanted
+    assert (IMAGE_FILES / "requirements.txt").read_text() == shipped
+
+
+@pytest.mark.parametrize(
+    ("packages", "sentence"),
+    [
+        ("scikit-learn", r"packages is 'scikit-learn'\. Give a list"),
+        ({"scikit-learn": "1.0"}, "Give a list"),
+        (None, r"packages is None\. Give a list"),
+        ([None], "packages has None. Give names"),
+        ([b"scipy"], "packages has b'scipy'"),
+        ([""], "packages has ''"),
+        (["scikit-learn scipy"], "packages has 'scikit-learn scipy'"),
+        (["scikit-learn,scipy"], "packages has"),
+        (["-r requirements.txt"], "packages has '-r requirements.txt'"),
+        (["--index-url=https://example.org"], "packages has"),
+        (["./my.whl"], "packages has './my.whl'"),
+        (["/work/my"], "packages has"),
+        (["scipy\n--pre"], "packages has"),
+        (["scipy>=1\n--pre"], "packages has"),
+        (["scipy; rm -rf $HOME\n"], "packages has"),
+    ],
+)
+def test_what_is_no_package_is_refused_before_anything_is_built(
+    packages: Any, sentence: str, fake_engine: FakeEngine, archive: Path
+) -> None:
+    calls = fake_engine("podman")
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        Image.build("localhost/m:1", archive, packages=packages)
+    assert not calls.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packages": ["mine @ https://user:secret@example.org/mine.whl"]},
+        {"packages": ["mine @ git+https://secret@example.org/mine"]},
+        {"build_args": {"TORCH_INDEX": "https://user:secret@example.org/whl"}},
+        {"build_args": {"PACKAGES": "--extra-index-url http://secret@example.org/simple mine"}},
+        {"requirements": "--index-url https://user:secret@example.org/simple\nmine\n"},
+    ],
+)
+def test_no_password_goes_into_an_image(
+    options: dict[str, Any], fake_engine: FakeEngine, archive: Path, tmp_path: Path
+) -> None:
+    calls = fake_engine("podman")
+    if "requirements" in options:
+        (tmp_path / "r.txt").write_text(options["requirements"])
+        archive = build_archive(
+            "m", handler=archive.with_name("h.py"), requirements_file=tmp_path / "r.txt", export_path=tmp_path
+        )
+        options = {}
+    with pytest.raises(
+        ImageError, match=r"has a URL with a user name or password.* PIP_EXTRA_INDEX_URL"
+    ) as caught:
+        Image.build("localhost/m:1", archive, **options)
+    assert "secret" not in str(caught.value) and "build" not in calls.read_text().splitlines()
 
 
 def test_only_a_whole_mar_is_built_into_an_image(
@@ -376,6 +480,60 @@ def test_a_full_disk_is_named_wherever_it_is_met(fake_engine: FakeEngine) -> Non
     assert "logged in" not in str(caught.value)
 
 
+# How many threads torch gets in a worker
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="containers run on Linux")
+@pytest.mark.parametrize(
+    ("files", "settings", "threads"),
+    [
+        ({}, None, 8),
+        ({}, "batchSize: 8", 8),
+        ({}, "minWorkers: 2", 4),
+        ({}, "minWorkers: 3", 2),
+        ({}, "minWorkers: 16", 1),
+        ({}, "minWorkers: 0", 8),
+        ({"cpu.max": "max 100000"}, None, 8),
+        ({"cpu.max": "400000 100000"}, None, 4),
+        ({"cpu.max": "400000 100000"}, "minWorkers: 2", 2),
+        ({"cpu.max": "150000 100000"}, None, 1),
+        ({"cpu.max": "50000 100000"}, None, 1),
+        ({"cpu.max": "6400000 100000"}, None, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, None, 3),
+    ],
+)
+def test_workers_share_the_cores_of_their_container(
+    files: dict[str, str],
+    settings: str | None,
+    threads: int,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    (tmp_path / "settings.yaml").write_text(settings or "")
+    mar = build_archive(
+        "m",
+        handler=archive.with_name("h.py"),
+        config_file=tmp_path / "settings.yaml" if settings else None,
+        export_path=tmp_path,
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    script = runpy.run_path(str(IMAGE_FILES / "threads.py"))
+    assert script["threads"](tmp_path, mar) == threads
+
+
+def test_kubernetes_gives_the_threads_that_its_cpu_request_pays_for() -> None:
+    deployment = next(yaml.safe_load_all((IMAGE_FILES / "kubernetes.yaml").read_text()))
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert server["env"] == [
+        {"name": "OMP_NUM_THREADS", "value": server["resources"]["requests"]["cpu"]}
+    ]  # one worker
+
+
 # The files of deploy/, as linters see them
 
 
@@ -394,11 +552,12 @@ def test_kubernetes_would_take_the_manifest() -> None:
     assert kinds == ["Deployment", "Service", "HorizontalPodAutoscaler"]
 
 
-@pytest.mark.parametrize("script", ["serve.sh", "setup.sh", "base-image.sh"])
-def test_scripts_have_no_lint(script: str) -> None:
-    done = subprocess.run(
-        [BIN / "shellcheck", "--severity=warning", IMAGE_FILES / script], capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    "script", [*IMAGE_FILES.glob("*.sh"), *(ROOT / ".ci").iterdir()], ids=lambda file: file.name
+)
+def test_scripts_have_no_lint(script: Path) -> None:
+    command: list[str | Path] = [BIN / "shellcheck", "--severity=warning", script]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
 
 

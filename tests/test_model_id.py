@@ -46,7 +46,7 @@ def configured(folder: Path, **config: Any) -> Path:
 def test_the_course_s_label_map_is_taken_where_it_names_the_model_s_own_labels(
     labels: dict[int, str], tmp_path: Path
 ) -> None:
-    assert label_map(configured(tmp_path / "model", id2label=labels)) == COURSE_MAP
+    assert label_map(configured(tmp_path / "model", id2label=labels)).resolve() == COURSE_MAP
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

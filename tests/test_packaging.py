@@ -222,6 +222,43 @@ def test_what_an_extra_is_missing_for_says_so(
     assert re.search(rf"PackageMissing: .*pip install 'torchserve-course\[{extra}\]'", last), done.stderr
 
 
+def put(folder: Path, name: str, version: str, code: str = "") -> None:
+    """Installs a package of one empty module, or one with this code."""
+    (folder / f"{name}.py").write_text(code)
+    (folder / f"{name}-{version}.dist-info").mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (folder / f"{name}-{version}.dist-info" / "METADATA").write_text(metadata)
+
+
+@pytest.mark.parametrize(
+    ("packages", "arguments", "status", "row"),
+    [
+        # A client alone: what the extras would bring is information.
+        ({}, [], 0, r"\[--\] +serving +not installed; pip install 'torchserve-course\[serving\]' brings"),
+        ({}, [], 0, r"\[--\] +Java +none"),
+        ({}, ["check-machine"], 0, r"\[--\] +load .*load_test"),
+        ({"emoji": "2.0", "numpy": "2.0.0"}, [], 0, r"\[--\] +export"),
+        ({"transformers": "4.0.0"}, [], 0, r"\[--\] +export"),
+        # What is installed, or asked for, must work.
+        ({"torchserve": "0.12.0"}, [], 1, r"\[FAIL\] torch +not installed\n +fix: .*\[serving\]"),
+        ({"torchserve": "0.12.0"}, [], 1, r"\[FAIL\] Java +none"),
+        ({"torchserve": "0.5.3"}, [], 1, r"\[FAIL\] torchserve +0.5.3, and 0.12 or newer is needed"),
+        ({}, ["check-machine", "--extra", "load"], 1, r"\[FAIL\] aiohttp +not installed\n +fix: .*\[load\]"),
+        ({"torch": "2.9 raise OSError('bad .so')"}, [], 1, r"\[FAIL\] GPU +torch .* fails: bad .so"),
+    ],
+)
+def test_a_client_is_a_sound_installation_and_half_a_server_is_none(
+    packages: dict[str, str], arguments: list[str], status: int, row: str, light: Path, tmp_path: Path
+) -> None:
+    for name, version in packages.items():
+        put(tmp_path, name, *version.split(" ", 1))
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(light)]), "PATH": ""}
+    command = [sys.executable, "-S", "-m", "tutorial_lib", *arguments]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert re.search(row, done.stdout), done.stdout
+
+
 def test_readmes_example_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(from tutorial_lib import TorchServe.*?)```", readme(), re.S)
     done = run(example, wheel, tmp_path / "empty")
@@ -258,6 +295,19 @@ for name in ("deploy/image/Dockerfile", "deploy/image/serve.sh", "metrics.yaml",
     assert not (wheel / "notebooks").exists() and not (wheel / "tests").exists()
 
 
+def test_the_wheel_carries_the_licences_of_the_data_that_it_ships(wheel: Path) -> None:
+    (licences,) = wheel.glob("*.dist-info/licenses")
+    notice = (licences / "NOTICE").read_text()
+    assert "Apache License" in (licences / "LICENSE").read_text()
+    for text in (
+        "C.J. Hutto",
+        "Microsoft Corporation",
+        "Permission is hereby granted",
+        "THE SOFTWARE IS PROVIDED",
+    ):
+        assert text in notice
+
+
 def test_the_sdist_runs_its_own_tests(built: Path, tmp_path: Path) -> None:
     (file,) = built.glob("*.tar.gz")
     shutil.unpack_archive(file, tmp_path)
@@ -274,13 +324,15 @@ def test_the_sdist_runs_its_own_tests(built: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("made_by", "kept"), [("this", True), ("another", False)])
 def test_an_environment_of_another_python_is_made_anew(made_by: str, kept: bool, tmp_path: Path) -> None:
     """`venv` in the folder of another Python's .venv leaves that one's link: two Pythons in one."""
+    tmp_path /= "Ann's course (1)"
+    tmp_path.mkdir()
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     this, another = tmp_path / "this", tmp_path / "another"
     make_venv = '[ -e .venv/bin/python ] || { mkdir -p .venv/bin; ln -s "$0" .venv/bin/python; }'
     this.write_text(
-        f'#!/bin/sh\ncase "$2" in\nvenv) {make_venv};;\npip) ;;\n*) {sys.executable} "$@";;\nesac\n'
+        f'#!/bin/sh\ncase "$2" in\nvenv) {make_venv};;\npip) ;;\n*) "{sys.executable}" "$@";;\nesac\n'
     )
     another.write_text("#!/bin/sh\necho /elsewhere 3.11.0\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)

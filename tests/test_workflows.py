@@ -1,8 +1,11 @@
-"""The workflows of GitHub Actions, as far as their files show; nothing here runs on GitHub."""
+"""The workflows of GitHub Actions and .ci/run, as far as their files show; nothing here runs on GitHub."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ def test_the_workflows_are_those_that_are_meant() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_each_job_is_limited_and_each_action_has_a_version(path: Path) -> None:
+def test_each_job_is_limited_and_each_action_is_one_commit(path: Path) -> None:
     workflow = load(path)
     assert workflow["name"] and workflow[True]  # YAML reads the key "on" as true
     assert workflow["permissions"] == {"contents": "read"}
@@ -33,8 +36,10 @@ def test_each_job_is_limited_and_each_action_has_a_version(path: Path) -> None:
         assert job["runs-on"] == "ubuntu-latest" and 0 < job["timeout-minutes"] <= 90
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step)
-            assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/any@v1"))
-    assert "secrets." not in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "secrets." not in text
+    for action in re.findall(r"uses: (.*)", text):  # a tag can be moved to other code
+        assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action), action
 
 
 def test_the_tests_run_on_each_supported_python() -> None:
@@ -65,3 +70,25 @@ def test_each_make_target_that_a_workflow_runs_is_there(path: Path) -> None:
             assert command.split()[-1] in targets
         else:
             assert (ROOT / command.removeprefix("bash ")).is_file()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="the bare PATH is made of Debian's packages")
+def test_ci_runs_the_tests_first_with_what_a_bare_debian_has(tmp_path: Path) -> None:
+    steps = re.findall(r"(?m)^(?!#).*\bmake \w+.*", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert steps[0].startswith(".ci/bare-path make test")
+    there, absent = (
+        "sh make python3 kill awk tar",
+        "java podman docker chromium prometheus node npm pyenv git",
+    )
+    asked = (
+        f'for program in {there} {absent}; do command -v "$program"; done; echo "${{JAVA_HOME-none}}"; exit 3'
+    )
+    done = subprocess.run(
+        [ROOT / ".ci" / "bare-path", "sh", "-c", asked],
+        env={**os.environ, "JAVA_HOME": "/usr/lib/jvm/any", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    *programs, java_home = done.stdout.splitlines()
+    assert [Path(program).name for program in programs] == there.split(), done.stderr
+    assert (java_home, done.returncode, list(tmp_path.iterdir())) == ("none", 3, [])

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutorial_lib.archive import read_manifest
+from tutorial_lib.archive import check_files
 from tutorial_lib.client import TokenType
 from tutorial_lib.course_files import course_file
 from tutorial_lib.errors import (
@@ -32,6 +32,7 @@ from tutorial_lib.errors import (
     PortInUse,
     TutorialError,
 )
+from tutorial_lib.image_packages import check_packages, refuse_passwords, requirements
 from tutorial_lib.model_server import ADDRESSES, ModelServer
 from tutorial_lib.processes import owner_lives, owner_name, reap_orphans
 
@@ -207,6 +208,7 @@ class Image:
         model: str = "my_model",
         base: str | None = None,
         build_args: Mapping[str, str] | None = None,
+        packages: Sequence[str] = (),
         engine: Engine | None = None,
     ) -> Image:
         """Builds an archive's image from the course's deploy/image/Dockerfile, and prints the build's lines.
@@ -214,12 +216,17 @@ class Image:
         This machine's pip settings (index, certificates, a folder of wheels) go into the build as secrets:
         the build can use them, and they are not in the image.
 
+        The image has what the course's handler imports, the packages of the archive's own requirements file,
+        onnxruntime if the archive has a model in ONNX's format, and `packages`. constraints.txt decides the
+        versions of the packages that it lists.
+
         Args:
             name: the image's name and tag.
             archive: the .mar to serve; it may lie anywhere.
             model: the name to serve it as.
             base: the base image; None for the one that deploy/image/base-image.sh made, or else Debian's.
             build_args: more of the Dockerfile's arguments, such as TORCH_INDEX.
+            packages: what the handler imports too, as pip names it: ["scikit-learn", "pillow>=11"].
             engine: the engine that builds it; None for `find_engine()`'s.
 
         Returns:
@@ -230,13 +237,16 @@ class Image:
             EngineNotFound: no engine is installed, or none works.
             ImageError: the archive is not a .mar, the base image can't be fetched, the disk is full, or a
                 step failed.
+            TypeError, ValueError: packages is no list, or has something other than packages.
         """
-        read_manifest(archive)
+        wanted = check_packages(packages)
+        check_files(archive)
         if not Path(archive).is_file() or not str(archive).endswith(".mar"):
             raise ImageError(
                 f"An image holds a .mar, and {archive} is none. Build the archive with "
                 'archive_format="default" or "zip-store".'
             )
+        lines = requirements(Path(archive), wanted)
         engine = engine or find_engine()
         if base is None:
             base = LOCAL_BASE_IMAGE if engine.has_image(LOCAL_BASE_IMAGE) else BASE_IMAGE
@@ -246,11 +256,12 @@ class Image:
             "MODEL_ARCHIVE": _STAGED_ARCHIVE,
             **(build_args or {}),
         }
+        refuse_passwords({**arguments, "packages, or the archive's requirements file,": "\n".join(lines)})
         command = ["build", "--tag", name]
         if engine.name == "podman":
             command += ["--format=docker", "--network=host"]  # podman's own format has no HEALTHCHECK
         _logger.info("building the image %s around %s", name, archive)
-        with _pip_options(arguments) as options, _build_context(Path(archive)) as context:
+        with _pip_options(arguments) as options, _build_context(Path(archive), lines) as context:
             command += options
             command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
             command += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
@@ -573,13 +584,15 @@ def _host() -> str:
 
 
 @contextlib.contextmanager
-def _build_context(archive: Path) -> Iterator[Path]:
+def _build_context(archive: Path, requirements: Sequence[str]) -> Iterator[Path]:
     """Makes a folder with a build's files, laid out like the course's, so that one Dockerfile fits both."""
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
         shutil.copytree(course_file("deploy/image"), root / "deploy" / "image")
         for name in ("constraints.txt", "metrics.yaml"):
             shutil.copy2(course_file(name), root / name)
+        with (root / "deploy" / "image" / "requirements.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in requirements)
         staged = root / _STAGED_ARCHIVE
         staged.parent.mkdir()
         try:
@@ -697,6 +710,11 @@ def _build_hint(output: str, base: str) -> str:
         )
     if re.search(r"No matching distribution|Could not find a version", output):
         return "pip found no package: see `pip config list`, whose settings the build uses."
+    if re.search(r"conflicting dependencies|ResolutionImpossible", output):
+        return (
+            "A package of packages= or of the archive's requirements file wants versions that others, or the "
+            "course's constraints.txt, exclude."
+        )
     if re.search(r"Temporary failure|Could not resolve|Connection (refused|timed out)", output):
         return "The build can't reach the network."
     return "The build's last lines say why."

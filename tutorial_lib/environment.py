@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -15,7 +18,16 @@ from tutorial_lib.gpu import detect_gpu
 from tutorial_lib.java import find_java
 from tutorial_lib.report import Check, Report
 
-_SERVES = ("serving", "export")  # the extras without which no model can be exported and served
+# What each extra brings. The packages of the first two have rows of their own.
+EXTRAS = {
+    "serving": "TorchServe itself, with torch and a Java",
+    "export": "export_model, and what the course's handler imports",
+    "load": "load_test, and metrics as a DataFrame",
+    "onnx": "export_onnx",
+    "ray": "tutorial_lib.ray_app, the archive on Ray Serve",
+    "explain": "handlers that explain their answers",
+}
+_LISTED = ("serving", "export")
 _NEEDED_GIB = 2.0  # the model of README.md's article, its export and its archive
 _ARTICLE_PORTS = (8080, 8081, 8082)
 
@@ -29,16 +41,31 @@ class EnvironmentReport(Report):
     """
 
 
-def check_environment() -> EnvironmentReport:
+def check_environment(extras: Iterable[str] = ()) -> EnvironmentReport:
     """Looks at Python, Java, the packages and their versions, GPU, ports and disk.
 
-    Ports that are taken and a missing GPU are no failures: `TorchServe` takes free ports, and all
-    chapters run on a CPU.
+    What is installed must work. An extra that is not installed is no failure, since a client needs none, and
+    neither are ports that are taken and a missing GPU: `TorchServe` takes free ports, and all chapters run on
+    a CPU.
 
-    >>> check_environment().ok
+    Args:
+        extras: the extras that must be installed, as ["serving", "export"]. "serving" must be installed as a
+            whole wherever torchserve is.
+
+    Raises:
+        ValueError: there is no such extra.
+
+    >>> check_environment(["serving", "export"]).ok
     True
     """
-    checks = [_python(), _java(), *_packages(), _gpu(), _ports(), _disk()]
+    needed = {*extras, *(["serving"] if _version("torchserve") else [])}
+    if unknown := sorted(needed - set(EXTRAS)):
+        raise ValueError(f"There is no extra {unknown[0]!r}. The extras are {', '.join(EXTRAS)}.")
+    serves = "serving" in needed
+    checks = [_python(), _java(serves), *_packages(needed), _gpu(), _ports(), _disk(serves)]
+    if serves and os.name == "posix" and shutil.which("kill") is None:
+        fix = "apt-get install procps, or what has it on your system; slim images leave it out"
+        checks.append(Check("kill", False, "no such program, with which TorchServe ends a worker", fix))
     return EnvironmentReport(tuple(checks))
 
 
@@ -48,39 +75,72 @@ def _python() -> Check:
     return Check("Python", ok, found, "" if ok else "Use Python 3.11, 3.12 or 3.13.")
 
 
-def _java() -> Check:
+def _java(needed: bool) -> Check:
     try:
         java = find_java()
     except JavaNotFound as error:
+        if not needed:
+            return Check("Java", None, "none; TorchServe needs one, and clients need none")
         return Check("Java", False, "none that TorchServe can use", str(error))
     return Check("Java", True, f"{java.version}, from {java.source}")
 
 
-def _packages() -> list[Check]:
-    """Returns a row for each package that serving needs, by this distribution's own metadata."""
+def _packages(needed: set[str]) -> list[Check]:
+    """Returns a row for each package that is needed, and one for each extra that is not installed."""
     try:
         requirements = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         fix = "Run `pip install -e .` in the course's folder (make setup does)."
         return [Check(DISTRIBUTION, False, "not installed", fix)]
-    needed: dict[str, str] = {}
+    by_extra: dict[str, dict[str, str]] = {}  # the oldest version of each package
     for requirement in requirements:
-        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
-        extra = re.search(r"extra == ['\"]([^'\"]+)", requirement)
-        if name != DISTRIBUTION and (extra is None or extra[1] in _SERVES):
-            needed.setdefault(name, f"{DISTRIBUTION}[{extra[1]}]" if extra else DISTRIBUTION)
-    return [_package(name, needed[name]) for name in sorted(needed)]
+        name, oldest = re.findall(r"^([\w.-]+)(?:\[.*?\])?(?:>=([\d.]+))?", requirement)[0]
+        extra_of_it = re.search(r"extra == ['\"]([^'\"]+)", requirement)
+        by_extra.setdefault(extra_of_it[1] if extra_of_it else "", {})[name] = oldest
+    whole = {extra for extra in EXTRAS if all(map(_version, by_extra[extra]))}
+    rows: dict[str, Check] = {}
+    for extra in ("", *EXTRAS):
+        if extra in {"", *needed} or (extra in _LISTED and extra in whole):
+            brought_by = f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION
+            for name, oldest in by_extra[extra].items():
+                rows.setdefault(name, _package(name, oldest, brought_by))
+    left_out = [
+        Check(extra, None, f"not installed; pip install '{DISTRIBUTION}[{extra}]' brings {brings}")
+        for extra, brings in EXTRAS.items()
+        if extra not in whole | needed
+    ]
+    return [*(rows[name] for name in sorted(rows)), *left_out]
 
 
-def _package(name: str, brought_by: str) -> Check:
-    try:
-        return Check(name, True, version(name))
-    except PackageNotFoundError:
+def _package(name: str, oldest: str, brought_by: str) -> Check:
+    found = _version(name)
+    if not found:
         return Check(name, False, "not installed", f"pip install '{brought_by}'")
+    if _numbers(found) < _numbers(oldest):
+        return Check(name, False, f"{found}, and {oldest} or newer is needed", f"pip install '{brought_by}'")
+    return Check(name, True, found)
+
+
+def _version(name: str) -> str:
+    """Returns the version of an installed package; "" if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _gpu() -> Check:
-    gpu = detect_gpu()
+    try:
+        if _version("torch"):
+            import_module("torch")
+        gpu = detect_gpu()
+    except Exception as error:  # a damaged package may raise anything
+        fix = "Install torch anew: pip install --force-reinstall torch"
+        return Check("GPU", False, f"torch is installed, and its import fails: {error}", fix)
     return Check("GPU", True if gpu.available else None, str(gpu))
 
 
@@ -96,8 +156,8 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _disk() -> Check:
+def _disk(needed: bool) -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     ok = free >= _NEEDED_GIB
     fix = "" if ok else f"Free {_NEEDED_GIB:g} GiB; the article's model takes that much."
-    return Check("Disk", ok, f"{free:.0f} GiB free", fix)
+    return Check("Disk", ok or (False if needed else None), f"{free:.0f} GiB free", fix)

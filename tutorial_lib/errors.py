@@ -292,6 +292,10 @@ _ADVICE = (
         status=500,
         message="died",
     ),
+    _Advice(
+        "TorchServe could not end a worker. Is the program `kill` on the server's PATH (Debian: procps)?",
+        message="^Interrupted while cleaning resources",
+    ),
     _Advice(_STUMBLED, status=500, kind="^ConcurrentModificationException$"),
     _Advice(_STUMBLED, status=500, message=r"Job\.isControlCmd"),
     _Advice(

@@ -192,7 +192,9 @@ def main(arguments: Sequence[str]) -> int:
     Traceback (most recent call last):
     SystemExit: 2
     """
-    parser = argparse.ArgumentParser(prog="python -m tutorial_lib check-handler", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tutorial_lib check-handler", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("handler", help="a Python file, one of TorchServe's own handlers, or an archive")
     parser.add_argument(
         "samples",

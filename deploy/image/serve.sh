@@ -41,6 +41,9 @@ CONF
     *) fail "TOKEN_AUTH is on or off, not $TOKEN_AUTH." ;;
 esac
 
+# Otherwise each worker's torch computes with as many threads as the machine has cores, and they slow each other down.
+threads=$(python /srv/serve/threads.py) || fail "The model config in the archive can't be read."
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
 export TMPDIR=/tmp/serve/tmp TEMP=/tmp/serve/tmp
 torchserve --start --foreground --ncs --disable-token-auth --model-store /srv/model_store \
     --models "$MODEL_NAME=model.mar" --ts-config /srv/serve/config.properties \

@@ -22,19 +22,20 @@ def label_map(model_dir: Path) -> Path:
         model_dir: the exported model. A map that is made for it goes into a folder beside it.
 
     Returns:
-        the file, to archive as an extra file.
+        the file, to archive as an extra file; its path is relative to this folder if it lies below.
 
     Raises:
         ArchiveError: the folder has no config.json, or one that was cut off.
 
     >>> from tutorial_lib.export import EMBEDDED
-    >>> label_map(EMBEDDED) == COURSE_MAP
-    True
+    >>> label_map(EMBEDDED).name
+    'index_to_name.json'
     """
     own = {str(index): label for index, label in sorted(read_labels(model_dir).items())}
     course: dict[str, str] = json.loads(COURSE_MAP.read_text())
     if own.keys() == course.keys() and all(course[i].lower().startswith(own[i].lower()) for i in own):
-        return COURSE_MAP
+        # In a chapter the path is relative: a shell cell gets it, and the course's folder may have any name.
+        return COURSE_MAP.relative_to(Path.cwd()) if COURSE_MAP.is_relative_to(Path.cwd()) else COURSE_MAP
     made = model_dir.with_name(f"{model_dir.name}-labels") / COURSE_MAP.name
     made.parent.mkdir(exist_ok=True)
     made.write_text(json.dumps(own, indent=4) + "\n")

@@ -138,9 +138,9 @@ def run_raw(folder: Path, store: Path, inference: int) -> subprocess.CompletedPr
     address = write_config(folder)["inference"]
     config = folder / "config.properties"
     config.write_text(config.read_text().replace(address, f"http://127.0.0.1:{inference}"))
-    command = f"torchserve --start --foreground --ncs --model-store {store.absolute()}"
+    command = ["torchserve", "--start", "--foreground", "--ncs", "--model-store", str(store.absolute())]
     return subprocess.run(
-        [*command.split(), "--ts-config", "config.properties"],
+        [*command, "--ts-config", "config.properties"],
         cwd=folder,
         env=_environment(folder.absolute()),
         capture_output=True,
