@@ -23,7 +23,7 @@ SAMPLE = {"input": ["I love this!"]}
 
 def folders() -> set[Path]:
     """The temporary folders that servers of this run have now."""
-    return set(Path(tempfile.gettempdir()).glob("ts-*-*-*"))
+    return set(Path(tempfile.gettempdir()).glob("ts-*"))
 
 
 def below(pid: int) -> list[psutil.Process]:
