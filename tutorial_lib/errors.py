@@ -343,6 +343,7 @@ _OS_ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
     **dict.fromkeys((errno.EAGAIN, errno.ENOMEM), "Memory or process ids have run out: end other programs."),
 }
+EXHAUSTED = frozenset(_OS_ADVICE)  # the errors that say that this process or machine has no more of something
 
 
 def explain_os_error(error: OSError) -> str:

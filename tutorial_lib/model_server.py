@@ -95,11 +95,14 @@ class ModelServer(ABC):
             raise TutorialError(f"{self} is running already. Use it, or end it first.")
         started = time.monotonic()
         deadline = started + self._startup_timeout
-        self._prepare()
-        for attempt in range(_STARTS, 0, -1):
-            if self._try_to_start(deadline, is_last=attempt == 1):
-                break
-            _logger.info("a port was taken meanwhile: starting %s again", self)
+        try:
+            self._prepare()
+            for attempt in range(_STARTS, 0, -1):
+                if self._try_to_start(deadline, is_last=attempt == 1):
+                    break
+                _logger.info("a port was taken meanwhile: starting %s again", self)
+        except OSError as error:
+            raise TutorialError(f"{self} can't be started: {explain_os_error(error)}") from error
         atexit.register(self._close)
         _logger.info(
             "%s is ready after %.1f s at %s", self, time.monotonic() - started, self.inference_address
@@ -118,8 +121,6 @@ class ModelServer(ABC):
             self._close_after(error)
             if not is_last and self._is_worth_another_try(error):
                 return False
-            if isinstance(error, OSError):
-                raise TutorialError(f"{self} can't be started: {explain_os_error(error)}") from error
             raise
         return True
 

@@ -76,9 +76,16 @@ def new_folder() -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder that belongs to this process, or that `orphans` yielded."""
+    """Removes a folder that belongs to this process, or that `orphans` yielded.
+
+    If something in it can't be removed now, the folder is an orphan, and the next start tries again.
+    """
     _release(folder)  # Windows does not remove open files
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+        shutil.rmtree(folder)  # with the owner file
 
 
 def orphans(engine: str = "") -> Iterator[Path]:
