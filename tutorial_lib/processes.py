@@ -66,7 +66,7 @@ def new_folder() -> Path:
         try:
             _own(folder)
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
     except OSError as error:
         raise TutorialError(
@@ -277,7 +277,7 @@ def _forks_of(folder: Path) -> list[psutil.Process]:
 
 
 def end_processes(folder: Path, *, grace: float) -> None:
-    """Sends SIGTERM to the JVM, which ends its workers and its launcher, then SIGKILL to the rest.
+    """Sends SIGTERM to the JVM, which ends its workers, then SIGKILL to what is left.
 
     Args:
         folder: see `processes_of`.
