@@ -314,7 +314,8 @@ class Health(NamedTuple):
 class Container(ModelServer):
     """A running container of an image, ready inside a `with` block and removed after it.
 
-    If the owner process is killed, the next `Container` to start removes what was left behind.
+    If the owner process is killed, the container serves on until this user's next `Container` with the same
+    engine and the same TMPDIR starts, which removes it.
 
     The container's ports are published on loopback only, its root file system is read-only, and a prediction
     needs an access token, which is generated here and mounted into the container. "Ready" means that the
