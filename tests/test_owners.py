@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import eventually, gone, orphan
 from tutorial_lib import processes
+from tutorial_lib.preload_python import VARIABLE
 from tutorial_lib.processes import new_folder, orphans, reap_orphans, remove_folder, set_engine
 
 OWNER_FILE = "tutorial_lib.owner"
@@ -26,6 +27,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 @pytest.fixture(autouse=True)
 def _own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)  # a preloading process that still imports does not answer
 
 
 @contextlib.contextmanager
