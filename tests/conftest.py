@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,17 @@ SAMPLE = {"input": ["I love this!"]}
 
 def folders() -> set[Path]:
     """The temporary folders that servers of this run have now."""
-    return set(Path(tempfile.gettempdir()).glob("ts-*-*-*"))
+    return set(Path(tempfile.gettempdir()).glob("ts-*"))
+
+
+def orphan(temp: Path) -> Path:
+    """Makes the folder of an owner that is dead, with a model in it."""
+    code = (
+        "import os; from tutorial_lib.processes import new_folder\n"
+        "folder = new_folder(); (folder / 'models').mkdir(); print(folder, flush=True); os._exit(0)"
+    )
+    environment = os.environ | {"TMPDIR": str(temp)}
+    return Path(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip())
 
 
 def below(pid: int) -> list[psutil.Process]:

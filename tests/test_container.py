@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT, folders
+from tests.conftest import ROOT, folders, orphan
 from tutorial_lib import (
     ArchiveError,
     Container,
@@ -32,7 +32,7 @@ from tutorial_lib import (
     build_archive,
     find_engine,
 )
-from tutorial_lib.processes import owner_name
+from tutorial_lib.processes import new_folder, remove_folder, set_engine
 
 BIN = Path(sys.executable).parent
 IMAGE_FILES = ROOT / "deploy" / "image"
@@ -409,19 +409,32 @@ def test_what_it_said_before_a_restart_is_no_news(fake_engine: FakeEngine) -> No
     container.remove()
 
 
-def test_only_what_a_dead_owner_left_is_removed(fake_engine: FakeEngine, tmp_path: Path) -> None:
-    def left(owner: str) -> str:
-        listed = "ps*--filter*label=torchserve-course.host=*) echo ts-1-1-left;;"
-        return f"{listed}\ninspect*index*) echo {owner};;\n"
-
-    calls = fake_engine("podman", left(owner_name()) + GONE)
+def test_only_what_a_dead_owner_left_is_removed(
+    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's label names the folder of its start; a living owner has that locked."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    living, dead = new_folder(), orphan(tmp_path)
+    for folder in (living, dead):
+        set_engine(folder, "podman")
+    listed = "ps*--filter*label=torchserve-course.owner={}) echo {};;\n"
+    cases = listed.format(living, "its") + listed.format(dead, "left") + GONE
+    fake_engine("docker", cases)
+    monkeypatch.setenv("CONTAINER_ENGINE", "docker")
     with pytest.raises(ContainerExited):
         Container("localhost/m:1", name="mine").start()
-    assert "ts-1-1-left\n" in calls.read_text() and "--force\nts-1-1-left" not in calls.read_text()
-    fake_engine("podman", left(f"ts-{os.getpid()}-1") + GONE)  # that process is gone, its number is ours now
+    assert living.is_dir() and dead.is_dir()
+    monkeypatch.setenv("CONTAINER_ENGINE", "podman")
+    calls = fake_engine("podman", "rm*left) exit 1;;\n" + cases)
     with pytest.raises(ContainerExited):
         Container("localhost/m:1", name="mine").start()
-    assert "--force\nts-1-1-left" in calls.read_text()
+    assert "--force\nleft\n" in calls.read_text() and dead.is_dir()  # for another try
+    calls = fake_engine("podman", cases)
+    with pytest.raises(ContainerExited):
+        Container("localhost/m:1", name="mine").start()
+    assert living.is_dir() and not dead.exists() and "--force\nits\n" not in calls.read_text()
+    assert "label\ntorchserve-course.owner=" in calls.read_text()
+    remove_folder(living)
 
 
 def test_keys_are_drawn_for_one_container_and_go_with_it(fake_engine: FakeEngine, tmp_path: Path) -> None:

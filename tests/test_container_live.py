@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ import yaml
 from course.containers import has_registry, registry
 from course.servers import free_port
 
-from tests.conftest import ROOT, eventually
+from tests.conftest import ROOT, eventually, orphan
 from tutorial_lib import (
     ApiError,
     Container,
@@ -33,6 +34,7 @@ from tutorial_lib import (
     WorkerFailed,
     build_archive,
 )
+from tutorial_lib.processes import set_engine
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
 
@@ -215,22 +217,20 @@ def test_what_dead_owners_left_goes_and_what_others_left_stays(container: Contai
     def names() -> set[str]:
         return set(container.engine.run("ps", "--all", "--format", "{{.Names}}").split())
 
-    labels = json.loads(
-        container.engine.run("inspect", "--format", "{{json .Config.Labels}}", container.name)
-    )
-    dead = "torchserve-course.owner=ts-999999999-1"
-    here = f"torchserve-course.host={labels['torchserve-course.host']}"
+    dead = orphan(Path(tempfile.gettempdir()))
+    set_engine(dead, container.engine.name)
+    left = f"torchserve-course.owner={dead}"
     for name, owner in {
         "ts-999999999-1-theirs": [],
-        "of-another-host": ["--label", dead, "--label=torchserve-course.host=other"],
-        "left": ["--label", dead, "--label", here],
+        "of-another-host": ["--label", "torchserve-course.owner=/no/such/folder/ts-1"],
+        "left": ["--label", left],
     }.items():
         container.engine.run("create", "--name", name, *owner, container.image.name)
     try:
         with pytest.raises(EngineError):
             Container(container.image, options=["--no-such"]).start()  # looks for what was left first
         assert {"ts-999999999-1-theirs", "of-another-host", container.name} <= names()
-        assert "left" not in names()
+        assert "left" not in names() and not dead.exists()
     finally:
         container.engine.run("rm", "--force", "ts-999999999-1-theirs", "of-another-host")
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -34,14 +33,14 @@ from tutorial_lib.errors import (
 )
 from tutorial_lib.image_packages import check_packages, refuse_passwords, requirements
 from tutorial_lib.model_server import ADDRESSES, ModelServer
-from tutorial_lib.processes import owner_lives, owner_name, reap_orphans
+from tutorial_lib.processes import orphans, reap_orphans, remove_folder, set_engine
 
 BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
 LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # deploy/image/base-image.sh makes it, with no registry
 
 _PORTS = dict(zip(ADDRESSES, (8080, 8081, 8082), strict=True))  # inside the container
 _LOOPBACK = "127.0.0.1"
-_HOST, _OWNER = "torchserve-course.host", "torchserve-course.owner"  # labels: a container's host and owner
+_OWNER = "torchserve-course.owner"  # label: the folder of the container's start
 _ASK_TIMEOUT = 60.0  # seconds for commands that should answer at once
 _SYSTEM_PROGRAMS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _STAGED_ARCHIVE = "model_store/model.mar"  # in the build context
@@ -326,7 +325,8 @@ class Health(NamedTuple):
 class Container(ModelServer):
     """A running container of an image, ready inside a `with` block and removed after it.
 
-    If the owner process is killed, the next `Container` to start removes what was left behind.
+    If the owner process is killed, the container serves on until this user's next `Container` with the same
+    engine and the same TMPDIR starts, which removes it.
 
     The container's ports are published on loopback only, its root file system is read-only, and a prediction
     needs an access token, which is generated here and mounted into the container. "Ready" means that the
@@ -372,7 +372,7 @@ class Container(ModelServer):
             raise ValueError(f"There is no port {unknown[0]!r}. The ports are {', '.join(_PORTS)}.")
         self.image = image if isinstance(image, Image) else Image(image)
         self.engine = self.image.engine
-        self.name = name or f"{owner_name()}-{secrets.token_hex(4)}"
+        self.name = name or f"ts-{secrets.token_hex(8)}"
         self._wanted_ports = dict(ports or {})
         self._memory, self._options = memory, list(options)
         self._tokens: dict[str, str] = {}
@@ -419,6 +419,7 @@ class Container(ModelServer):
     def _end(self, folder: Path) -> None:
         with contextlib.suppress(EngineError):
             self.stop(grace=10)
+        self._keep_last_lines()
         self.engine.run("rm", "--force", self.name)
 
     def command(self, keys: str = "keys") -> list[str]:
@@ -443,24 +444,23 @@ class Container(ModelServer):
         ]
 
     def _reap_containers(self) -> None:
-        """Removes the containers whose owners are dead (a killed kernel).
+        """Removes the containers of this engine whose owners are dead (a killed kernel), and their folders.
 
-        Two labels identify them. The host label is needed because other hosts (and containers) may use the
-        same engine, and a process id means another process there. The owner label names the process.
+        A container's label names the folder of its start, so no other container is removed.
         """
-        for name in self.engine.run(
-            *("ps", "--all", "--filter", f"label={_HOST}={_host()}", "--format", "{{.Names}}")
-        ).split():
-            with contextlib.suppress(EngineError):  # the container was removed meanwhile
-                label = f'{{{{index .Config.Labels "{_OWNER}"}}}}'
-                if not owner_lives(self.engine.run("inspect", "--format", label, name)):
-                    self.engine.run("rm", "--force", name)
+        for folder in orphans(self.engine.name):
+            with contextlib.suppress(EngineError):  # then the folder stays, for another try at the next start
+                listed = self.engine.run("ps", "--all", "--quiet", "--filter", f"label={_OWNER}={folder}")
+                for container in listed.split():
+                    self.engine.run("rm", "--force", container)
+                remove_folder(folder)
 
     def _launch(self, folder: Path) -> None:
+        set_engine(folder, self.engine.name)
         try:
             # cwd is a folder of its own: podman's monitor writes a file "oom" there if memory ran out
             self.engine.run(
-                *("run", "--label", f"{_HOST}={_host()}", "--label", f"{_OWNER}={owner_name()}"),
+                *("run", "--label", f"{_OWNER}={folder}"),
                 *self.command(str(self._write_tokens(folder)))[2:],
                 timeout=self._startup_timeout,
                 cwd=folder,
@@ -572,15 +572,6 @@ class Container(ModelServer):
         if name not in self._addresses:
             raise TutorialError("This container has not been started: it has no addresses yet.")
         return self._addresses[name]
-
-
-def _host() -> str:
-    """Identifies this boot and PID namespace, outside of which a process id means another process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:  # not Linux
-        return platform.node()
 
 
 @contextlib.contextmanager

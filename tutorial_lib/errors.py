@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import NamedTuple
 
@@ -336,10 +337,37 @@ def stumbled(error: ApiError) -> bool:
     return _advice(error.status, error.kind, error.message) == _STUMBLED
 
 
+_TOO_MANY_FILES = "This process may open no more files: close some, or raise the limit (`ulimit -n`)."
+_DISK_FULL = (
+    "Free some space or inodes (`df -h` and `df -i` show both), or set TMPDIR to a folder with room, before "
+    "Python starts."
+)
+_OS_ADVICE = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY_FILES),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
+    **dict.fromkeys((errno.EAGAIN, errno.ENOMEM), "Memory or process ids have run out: end other programs."),
+}
+EXHAUSTED = frozenset(_OS_ADVICE)  # the errors that say that this process or machine has no more of something
+
+
+def explain_os_error(error: OSError) -> str:
+    """Returns what the operating system refused, with the path, and what to do about it.
+
+    >>> explain_os_error(OSError(errno.ENOSPC, "No space left on device", "/tmp/a"))
+    'No space left on device: /tmp/a. Free some space or inodes ...'
+    """
+    path = f": {error.filename2 or error.filename}" if error.filename else ""
+    advice = _OS_ADVICE.get(
+        error.errno or 0, "Set TMPDIR to a folder that you may write to, before Python starts."
+    )
+    return f"{error.strerror or error}{path}. {advice}"
+
+
 # What well-known lines of a server's log mean; the first row whose line is in the log wins.
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
     "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
+    "Too many open files": "It may open no more files: raise the limit (`ulimit -n`).",
     "No space left on device": "The disk of its temporary folder is full: free some of it, or set TMPDIR to "
     "a short path on another disk.",
     "Address already in use": "One of its ports is taken.",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutorial_lib.errors import JavaNotFound
+from tutorial_lib.errors import EXHAUSTED, JavaNotFound
 
 # TorchServe 0.12 is compiled for Java 11, and its docs ask for 17. Java 8 can't read its classes.
 OLDEST_JAVA = 11
@@ -122,6 +122,8 @@ def _java_version(home: Path) -> tuple[int | None, str]:
     except FileNotFoundError:
         return None, f"there is no {program.relative_to(home)}"
     except (OSError, subprocess.TimeoutExpired) as error:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            raise  # this says nothing about Java
         return None, str(error)
     output = run.stderr + run.stdout
     found = re.search(r'version "(?:1\.)?(\d+)', output)

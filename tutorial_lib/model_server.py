@@ -7,7 +7,6 @@ import contextlib
 import html
 import logging
 import os
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -29,10 +28,11 @@ from tutorial_lib.errors import (
     StartTimeout,
     TutorialError,
     WorkerFailed,
+    explain_os_error,
     hint_for_log,
 )
 from tutorial_lib.logs import refusal, telling_lines, wait_for_traceback, worker_thread_failure
-from tutorial_lib.processes import new_folder
+from tutorial_lib.processes import new_folder, remove_folder
 
 ADDRESSES = ("inference", "management", "metrics")
 POLL = 0.1  # seconds between two checks of a starting server
@@ -95,11 +95,14 @@ class ModelServer(ABC):
             raise TutorialError(f"{self} is running already. Use it, or end it first.")
         started = time.monotonic()
         deadline = started + self._startup_timeout
-        self._prepare()
-        for attempt in range(_STARTS, 0, -1):
-            if self._try_to_start(deadline, is_last=attempt == 1):
-                break
-            _logger.info("a port was taken meanwhile: starting %s again", self)
+        try:
+            self._prepare()
+            for attempt in range(_STARTS, 0, -1):
+                if self._try_to_start(deadline, is_last=attempt == 1):
+                    break
+                _logger.info("a port was taken meanwhile: starting %s again", self)
+        except OSError as error:
+            raise TutorialError(f"{self} can't be started: {explain_os_error(error)}") from error
         atexit.register(self._close)
         _logger.info(
             "%s is ready after %.1f s at %s", self, time.monotonic() - started, self.inference_address
@@ -140,13 +143,16 @@ class ModelServer(ABC):
         if self._folder is None or os.getpid() != self._owner:
             return
         atexit.unregister(self._close)
-        self._last_lines = self._read_log(_KEPT_LINES)
         try:
             self._end(self._folder)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_folder(self._folder)
         self._folder = None
         _logger.info("%s has ended", self)
+
+    def _keep_last_lines(self) -> None:
+        """Keeps what `log_tail` returns after the end; `_end` calls this before the log is gone."""
+        self._last_lines = self.log_tail(_KEPT_LINES)
 
     def _close_after(self, error: BaseException) -> None:
         """Ends the server after an error; if that fails too, adds a note to the error that came first."""
@@ -201,7 +207,7 @@ class ModelServer(ABC):
 
     @abstractmethod
     def _end(self, folder: Path) -> None:
-        """Ends all that `_launch` began, even if it did not finish."""
+        """Ends all that `_launch` began, even if it did not finish, and calls `_keep_last_lines`."""
 
     @abstractmethod
     def _read_log(self, n: int) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import pkgutil
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from tutorial_lib.errors import PackageMissing
 from tutorial_lib.java import utf8_locale
 from tutorial_lib.preload_python import VARIABLE
-from tutorial_lib.processes import end_processes, new_folder
+from tutorial_lib.processes import end_processes, new_folder, remove_folder, start_owned
 
 # What a worker imports, and what a handler with a model of transformers imports. Without
 # ts.torch_handler.base_handler: it imports onnxruntime, which starts a thread that a fork would not have.
@@ -65,7 +64,7 @@ def preloaded(*packages: str) -> Iterator[None]:
     if not POSSIBLE:
         yield
         return
-    folder, before = new_folder(), os.environ.get(VARIABLE)
+    owner, folder, before = os.getpid(), new_folder(), os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(folder)
     # With the locale that a server gives its workers.
     process = start(folder, {**os.environ, **utf8_locale(os.environ), "TEMP": str(folder)}, packages)
@@ -76,9 +75,10 @@ def preloaded(*packages: str) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-        end_processes(folder, grace=0)
-        with process:
-            shutil.rmtree(folder, ignore_errors=True)
+        if os.getpid() == owner:  # a fork of the owner leaves the block too
+            end_processes(folder, grace=0)
+            with process:
+                remove_folder(folder)
 
 
 def check_packages(packages: Sequence[str]) -> None:
@@ -109,15 +109,9 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
     ...     process.poll()
     ...     process.kill()
     """
-    return subprocess.Popen(
-        [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder), *MODULES, *packages],
-        cwd=folder,
-        env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
-        stdin=subprocess.PIPE,  # which closes when this process ends
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder), *MODULES, *packages]
+    variables = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    return start_owned(command, folder, variables, subprocess.DEVNULL)
 
 
 def python_for(folder: Path, environment: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tutorial_lib.preload_python import circumstances, receive, send
 
@@ -36,6 +36,7 @@ class _Forks:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / "socket"))
         self._listener.listen(128)  # requests wait here during the imports
+        self._folder = folder
         self._owner = sys.stdin.fileno()  # a pipe that the owner holds open
         self._circumstances = circumstances()
         self._path = path
@@ -52,13 +53,19 @@ class _Forks:
                 if request := key.data(key.fileobj):
                     return request  # type: ignore[no-any-return]
             if self._owner < 0 and not self._connections:
-                os._exit(0)
+                self._end_with_owner()
 
     def _leave(self, owner: int) -> None:
         self._selector.unregister(owner)
         self._selector.unregister(self._listener)
         self._listener.close()
         self._owner = -1
+
+    def _end_with_owner(self) -> NoReturn:
+        from tutorial_lib.processes import remove_if_orphan  # here, since a fork must not have imported it
+
+        remove_if_orphan(self._folder)
+        os._exit(0)
 
     def _accept(self, listener: socket.socket) -> dict[str, Any] | None:
         connection, _ = listener.accept()

@@ -1,88 +1,248 @@
-"""Finds and ends the processes of a server, even if its owner died and could not end it."""
+"""Knows whose a server's folder and processes are, and ends what a dead owner left.
+
+Each server has a temporary folder with an owner file in it. The owner, which is the process that made the
+folder, keeps that file locked. The kernel releases the lock when the owner ends, whatever the clock says, and
+across containers that share the folder. So a folder is an orphan if its owner file can be locked. A server's
+processes are those of this user whose variable TEMP names the folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
+import stat
+import subprocess
+import sys
 import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from tutorial_lib import preload_python
-from tutorial_lib.errors import TutorialError
+from tutorial_lib.errors import TutorialError, explain_os_error
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_OWNER_FILE = "tutorial_lib.owner"
+_ENGINE_FILE = "tutorial_lib.engine"  # in a container's folder: the engine that runs the container
+_held: dict[Path, IO[bytes]] = {}  # this process's folders → their owner files, locked while they are open
+_pipes: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()  # standard input of what this process started
 
 
-def owner_name() -> str:
-    """Returns a name for this process; `owner_lives` can later tell by it whether the process still runs.
-
-    Returns:
-        "ts-<process id>-<start in seconds>"; folders and containers have names that begin with it.
-
-    >>> owner_lives(owner_name())
-    True
-    """
-    owner = psutil.Process()
-    return f"ts-{owner.pid}-{int(owner.create_time())}"
+def _release_in_fork() -> None:
+    """Closes, in a fork of the owner, the files that stand for the owner's life: the fork may outlive it."""
+    for file in (*_held.values(), *_pipes):
+        file.close()
+    _held.clear()
 
 
-def owner_lives(name: str) -> bool:
-    """Returns whether the process that a name identifies still runs.
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_release_in_fork)
 
-    Args:
-        name: a name that begins with an `owner_name`.
 
-    Returns:
-        True for a name of another form too: this library must not remove what has such a name.
-
-    >>> owner_lives("ts-999999999-1-left"), owner_lives("ts-node-modules")
-    (False, True)
-    """
-    try:
-        pid, started = (int(part) for part in name.split("-")[1:3])
-        return abs(psutil.Process(pid).create_time() - started) < 2
-    except ValueError:
-        return True
-    except psutil.NoSuchProcess:
-        return False
+# Folders
 
 
 def new_folder() -> Path:
-    """Makes a temporary folder, which `reap_orphans` removes if this process dies before it can remove it.
+    """Makes a temporary folder, which belongs to this process until `remove_folder` or the process's end.
 
     Raises:
-        TutorialError: the folder for temporary files can't be written to.
+        TutorialError: no folder or file can be made in the folder for temporary files.
 
     >>> folder = new_folder()
-    >>> folder.name.startswith(owner_name()), folder.rmdir()
-    (True, None)
+    >>> folder in list(orphans()), remove_folder(folder)
+    (False, None)
     """
     try:
-        return Path(tempfile.mkdtemp(prefix=f"{owner_name()}-")).resolve()
+        folder = Path(tempfile.mkdtemp(prefix="ts-")).resolve()
+        try:
+            _own(folder)
+        except OSError:
+            remove_folder(folder)
+            raise
     except OSError as error:
         raise TutorialError(
-            f"No folder can be made in {tempfile.gettempdir()}: {error.strerror or error}. Set TMPDIR to a "
-            "folder that you may write to, with room, before Python starts."
+            f"No folder can be made in {tempfile.gettempdir()}: {explain_os_error(error)}"
         ) from error
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder that belongs to this process, or that `orphans` yielded.
+
+    If something in it can't be removed now, the folder is an orphan, and the next start tries again.
+    """
+    _release(folder)  # Windows does not remove open files
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+        shutil.rmtree(folder)  # with the owner file
+
+
+def orphans(engine: str = "") -> Iterator[Path]:
+    """Yields the folders of this user whose owners are dead; they belong to this process until the next one.
+
+    Args:
+        engine: yield only the folders of containers that this engine runs; "": only those of no container.
+
+    >>> list(orphans("no such engine"))
+    []
+    """
+    for folder in Path(tempfile.gettempdir()).resolve().glob("ts-*"):
+        if _claim(folder):
+            try:
+                if _engine(folder) == engine:
+                    yield folder
+            finally:
+                _release(folder)
 
 
 def reap_orphans() -> None:
-    """Ends the servers whose owners are dead (a killed kernel), and removes their folders.
-
-    The folder's name has the owner's process id and start time, so the server of a living owner is never
-    touched, nor a server that this library did not start.
+    """Ends the servers whose owners and launchers were killed, and removes their folders.
 
     >>> reap_orphans()
     """
-    for folder in Path(tempfile.gettempdir()).glob("ts-*-*-*"):
-        if folder.is_dir() and not owner_lives(folder.name):
-            end_processes(folder, grace=0)
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in orphans():
+        end_processes(folder, grace=0)
+        remove_folder(folder)
+
+
+def remove_if_orphan(folder: Path) -> None:
+    """Removes a server's folder if its owner is dead; for the processes that end after their owner.
+
+    >>> folder = new_folder()
+    >>> remove_if_orphan(folder), folder.is_dir(), remove_folder(folder)
+    (None, True, None)
+    """
+    if _claim(folder):
+        remove_folder(folder)
+
+
+def set_engine(folder: Path, engine: str) -> None:
+    """Writes down that a folder is a container's: only a process that uses the engine may remove it.
+
+    >>> folder = new_folder()
+    >>> set_engine(folder, "podman"), remove_folder(folder)
+    (None, None)
+    """
+    (folder / _ENGINE_FILE).write_text(engine, encoding="utf-8")
+
+
+def _engine(folder: Path) -> str:
+    path = folder / _ENGINE_FILE
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _own(folder: Path) -> None:
+    """Locks a new owner file, then writes it, so that no process finds a written file that was never locked.
+
+    If the file system has no locks, the file stays empty: then nobody takes the folder for an orphan.
+    """
+    file = (folder / _OWNER_FILE).open("xb", buffering=0)
+    _held[folder] = file
+    if _lock(file):
+        file.write(_mark(folder) + b"\n".join(_hosts()))
+
+
+def _claim(folder: Path) -> bool:
+    """Makes an orphan this process's folder; returns whether it was one.
+
+    Neither a link nor what another user made is an orphan, nor a copy of an orphan.
+    """
+    with contextlib.suppress(OSError):
+        if not _is_mine(folder.lstat(), stat.S_IFDIR):
+            return False
+        # A link is not followed, and a named pipe is not waited for.
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        file = os.fdopen(os.open(folder / _OWNER_FILE, flags), "r+b", buffering=0)
+        if _is_mine(os.fstat(file.fileno()), stat.S_IFREG):
+            text, mark = file.read(10_000), _mark(folder)
+            if text.startswith(mark) and _hosts() & set(text[len(mark) :].split(b"\n")) and _lock(file):
+                _held[folder] = file
+                return True
+        file.close()
+    return False
+
+
+def _mark(folder: Path) -> bytes:
+    return b"tutorial_lib removes this folder when its owner has ended:\n" + os.fsencode(folder) + b"\n"
+
+
+def _release(folder: Path) -> None:
+    if file := _held.pop(folder, None):
+        file.close()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Locks a file until it is closed, and returns whether that worked: its owner has it locked."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_mine(found: os.stat_result, kind: int) -> bool:
+    """Returns whether a file is of a kind and belongs to this user."""
+    return stat.S_IFMT(found.st_mode) == kind and (sys.platform == "win32" or found.st_uid == os.geteuid())
+
+
+def _hosts() -> set[bytes]:
+    """Returns this boot's id and this host's name; a folder of another host has neither.
+
+    On some network file systems, a lock is not seen by other hosts. The containers of one host have the same
+    boot id; a host that was booted again has the same name.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")  # on Linux
+    return {platform.node().encode(), boot.read_bytes().strip() if boot.exists() else b""} - {b""}
+
+
+# Processes
+
+
+def start_owned(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], output: int | IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Starts a process whose standard input is closed when this process ends, however it ends.
+
+    Args:
+        command: the program and its arguments.
+        folder: its working directory.
+        environment: its variables.
+        output: where it writes its output.
+
+    >>> with start_owned(["sleep", "600"], Path(), os.environ, subprocess.DEVNULL) as process:
+    ...     process.kill()
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        start_new_session=True,  # this process handles a Ctrl-C in the terminal
+    )
+    assert process.stdin is not None
+    _pipes.add(process.stdin)
+    return process
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Returns the processes whose temporary folder this is: launcher, JVM, workers, preloaded or not.
+    """Returns this user's processes whose temporary folder this is: launcher, JVM, workers, preloaded or not.
 
     Args:
         folder: the folder that TEMP names in their environment.
@@ -90,10 +250,11 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     >>> processes_of(Path("/no/such/folder"))
     []
     """
-    found = []
+    found, user = [], psutil.Process().username()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("TEMP") == str(folder) and process.pid != os.getpid():
+            marked = process.environ().get("TEMP") == str(folder)
+            if marked and process.username() == user and process.pid != os.getpid():
                 found.append(process)
     return found + _forks_of(folder)
 
@@ -116,7 +277,7 @@ def _forks_of(folder: Path) -> list[psutil.Process]:
 
 
 def end_processes(folder: Path, *, grace: float) -> None:
-    """Sends SIGTERM to the JVM, which ends its workers and its launcher, then SIGKILL to the rest.
+    """Sends SIGTERM to the JVM, which ends its workers, then SIGKILL to what is left.
 
     Args:
         folder: see `processes_of`.

@@ -20,6 +20,7 @@ import psutil
 
 from tutorial_lib.archive import new_version
 from tutorial_lib.client import ManagementClient, ModelDescription
+from tutorial_lib.console_log import read_since
 from tutorial_lib.errors import ApiError, TutorialError, WorkerFailed
 from tutorial_lib.logs import wait_for_traceback
 
@@ -208,6 +209,4 @@ def _busy(log: Sequence[str], name: str) -> set[str]:
 
 def _lines(log: Path, start: int) -> list[str]:
     """Returns the log's lines from this byte on."""
-    with log.open("rb") as file:
-        file.seek(start)
-        return file.read().decode("utf-8", errors="replace").splitlines()
+    return read_since(log, start).splitlines()

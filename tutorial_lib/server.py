@@ -16,9 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tutorial_lib import launcher
 from tutorial_lib import preload as preloading
 from tutorial_lib.archive import NAME, NAME_ADVICE, check_files, check_sha256, python_files
 from tutorial_lib.client import KeyFile, TokenType
+from tutorial_lib.console_log import older_part, read_tail
 from tutorial_lib.errors import (
     ApiError,
     ArchiveError,
@@ -31,18 +33,12 @@ from tutorial_lib.extras import need
 from tutorial_lib.java import find_java, utf8_locale
 from tutorial_lib.model_server import POLL, ModelServer
 from tutorial_lib.preload_python import VARIABLE
-from tutorial_lib.processes import end_processes, reap_orphans
+from tutorial_lib.processes import end_processes, reap_orphans, start_owned
 from tutorial_lib.redeploy import redeploy
 from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_properties
 
 _ANSWER = 10.0  # seconds that a starting server has to answer a ping
-_GRACE = 10.0  # seconds that a stopping server has before it is killed
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
-# What the command torchserve does, with the Python for workers as first argument; the command takes its own.
-_LAUNCHER = (
-    "import sys; from ts import model_server; sys.executable = sys.argv.pop(1); sys.argv[0] = 'torchserve'; "
-    "model_server.start()"
-)
 _READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # would override the options of a start
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +48,7 @@ class TorchServe(ModelServer):
 
     The server runs in a new temporary folder (config, access tokens, sockets, unpacked models, logs), listens
     on loopback only, and asks for access tokens. "Ready" means that each model has a READY worker. If the
-    owner process crashes, the next `TorchServe` to start ends what was left.
+    owner process ends without a stop, even if it is killed, the server ends within seconds.
 
     Args:
         models: name to serve as → archive. All archives lie in one folder, the model store.
@@ -138,30 +134,27 @@ class TorchServe(ModelServer):
         if self._preload is not None and preloading.POSSIBLE:
             self._preloading = preloading.start(folder, environment, self._preload)
             environment[VARIABLE] = str(folder)
-        with self._console_log.open("wb") as console:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", _LAUNCHER),
-                    preloading.python_for(folder, environment),
-                    *self._arguments(),
-                ],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=console,  # a file, since a pipe that nobody reads fills up and blocks the server
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # this process handles a Ctrl-C in the terminal
-            )
+        python = preloading.python_for(folder, environment)
+        command = launcher.command(folder, self._console_log, python, self._arguments())
+        for log in (self._console_log, older_part(self._console_log)):
+            log.unlink(missing_ok=True)  # those of an earlier server
+        with self._console_log.open("ab") as console:  # not a pipe: one that nobody reads blocks the server
+            self._process = start_owned(command, folder, environment, console)
         self._connect(folder)
 
     def _end(self, folder: Path) -> None:
-        if self._preloading is not None and self._preloading.stdin is not None:
-            self._preloading.stdin.close()  # it ends when the last worker has ended
-        end_processes(folder, grace=_GRACE)
-        for process in (self._process, self._preloading):
-            if process is not None:
-                process.wait()
+        started = [process for process in (self._process, self._preloading) if process is not None]
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.close()  # the launcher ends the JVM and the workers, as if this process had ended
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2 * launcher.GRACE)
+        end_processes(folder, grace=0)  # if the launcher could not do it
+        for process in started:
+            process.wait()
         self._process = self._preloading = None
+        self._keep_last_lines()
 
     def _copy_checked_archives(self) -> None:
         """Copies the archives and checks the copies: the archives could change between check and serving."""
@@ -381,10 +374,7 @@ class TorchServe(ModelServer):
         return self.log_dir / "console.log"
 
     def _read_log(self, n: int) -> str:
-        try:
-            return self._console_log.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
+        return read_tail(self._console_log)
 
     def wait_for_log(self, text: str, *, log: str = "model_log.log", timeout: float = 30) -> str:
         """Waits until a whole line of a log holds the text, and returns the log's lines up to now.
