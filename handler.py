@@ -333,16 +333,13 @@ class ModelHandler(BaseHandler):
         """Adds the tokens of a request's texts. A text that the tokenizer can't take gives an error."""
         if "error" in item:
             return item
-        ids, maximum = [], self.options["max_batch_tokens"]
+        ids, tokens, maximum = [], 0, self.options["max_batch_tokens"]
         try:
             for text in item["texts"]:
                 ids.append(self._tokenize(text))
-                maximum -= len(ids[-1])
-                if maximum < 0:
-                    return {
-                        "error": "The texts are too long together. Send fewer in one request.",
-                        "status": 413,
-                    }
+                tokens += len(ids[-1])
+                if tokens > maximum:
+                    return {"error": f"The texts have more than {maximum} tokens. Send fewer.", "status": 413}
         except Exception as error:
             logger.exception("A text can't be tokenized")
             return {"error": f"The model's tokenizer can't read a text: {type(error).__name__}."}
@@ -356,10 +353,7 @@ class ModelHandler(BaseHandler):
         for index in sorted(range(len(parsed)), key=lambda i: sizes[i]):
             tokens += sizes[index]
             if tokens > self.options["max_batch_tokens"]:
-                parsed[index] = {
-                    "error": "Too many texts came at once. Try again in a moment.",
-                    "status": 503,
-                }
+                parsed[index] = {"error": "Too many texts came at once. Try again.", "status": 503}
         return parsed
 
     def _tokenize(self, text):

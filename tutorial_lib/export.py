@@ -146,6 +146,16 @@ def _check_target(out: Path) -> None:
         raise ExportError(f"{out} is a file. Choose the name of a folder.")
 
 
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turns a failure to read a file into an ExportError that names the file and the cause."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+
+@_reading()
 def _find_source(model_id: str, revision: str | None) -> Path:
     """Returns the local folder that holds the model's files, fetched from the hub if necessary."""
     if model_id == "embedded":
@@ -314,6 +324,7 @@ def _no_progress_bars() -> Iterator[None]:
         (enable_progress_bars if hub_shown else disable_progress_bars)()
 
 
+@_reading()
 def _check_files(folder: Path) -> None:
     """Checks that the folder holds a text classifier of transformers, by its files' names and its config."""
     what = next((text for name, text in _OTHER_FOLDERS.items() if any(folder.glob(name))), "")
@@ -329,16 +340,15 @@ def _check_files(folder: Path) -> None:
             + (what or "Name the folder that model.save_pretrained wrote, or export the model again.")
         )
     settings = [file for name in _SETTINGS if (file := folder / name).is_file()]
-    for file in (*settings, *weights):
+    for file in weights:
+        file.open("rb").close()
+    for file in settings:
         try:
-            with file.open("rb") as content:
-                values = json.load(content) if file in settings else {}
-            if not isinstance(values, dict):
-                raise ValueError("it is no JSON object")
-        except (OSError, ValueError) as error:
-            raise ExportError(
-                f"{file} can't be read: {getattr(error, 'strerror', None) or error}."
-            ) from error
+            values = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ExportError(f"{file} can't be read: {error}. Save the model again.") from error
+        if not isinstance(values, dict):
+            raise ExportError(f"{file} is no JSON object. Save the model again.")
         _check_settings(file, values, what)
 
 
