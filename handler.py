@@ -47,9 +47,11 @@ DEFAULTS = {
 # Limit both, so that a client cannot exhaust CPU or memory.
 LONG_TEXT_CHARACTERS, MAX_WORD_CHARACTERS = 1_000, 100
 MAX_REMEMBERED_WORDS = 50_000
-PARTS = "model-*-of-*.safetensors"  # of weights that are too large for one file
-# Nothing is downloaded, and no code of a model's folder is run.
+# Weights that are too large for one file are in parts, with an index of their tensors.
+PARTS, INDEX = "model-*-of-*.safetensors", "model.safetensors.index.json"
+# from_pretrained downloads nothing, runs no code of a model's folder, and reports tensors that do not fit.
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
+REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 # JSON can write half of a surrogate pair, as a text cut in the middle of an emoji has; UTF-8 can't.
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -149,16 +151,9 @@ class ModelHandler(BaseHandler):
             raise RuntimeError("Missing the weights: archive model.safetensors as --serialized-file")
         _check_memory(*files)
         dtype = self.options["dtype"] = self._dtype(self.options["dtype"])
-        self.config.transformers_weights = (
-            files[0].name if len(files) == 1 else "model.safetensors.index.json"
-        )
-        options = {
-            "dtype": getattr(torch, dtype),
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,
-        }
+        self.config.transformers_weights = files[0].name if len(files) == 1 else INDEX
         self.model, found = AutoModelForSequenceClassification.from_pretrained(
-            model_dir, config=self.config, **options, **LOCAL
+            model_dir, config=self.config, dtype=getattr(torch, dtype), **LOCAL, **REPORT
         )
         self._check_tensors(found)
         self.model.to(self.device).eval()
@@ -174,9 +169,7 @@ class ModelHandler(BaseHandler):
         """Refuses another kind of model: tensors that it lacks are random, and differ in each worker."""
         named = self.config.architectures or []
         if named and not any(name.endswith("ForSequenceClassification") for name in named):
-            raise RuntimeError(
-                f"The model is a {named[0]} (architectures in config.json), and no text classifier"
-            )
+            raise RuntimeError(f"The model is a {named[0]} by its config.json, which is no text classifier")
         random = sorted({*found["missing_keys"], *(tensor[0] for tensor in found["mismatched_keys"])})
         if random:
             raise RuntimeError(

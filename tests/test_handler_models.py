@@ -265,7 +265,7 @@ def test_a_model_of_another_task_is_refused_by_its_class(architecture: str, tmp_
 
     folder = tiny_model(tmp_path, architecture)
     AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
-    with pytest.raises(RuntimeError, match=r"is a \w+ForTokenClassification .*no text classifier"):
+    with pytest.raises(RuntimeError, match=r"is a \w+ForTokenClassification .*which is no text classifier"):
         ask(folder, [{"input": TEXTS}])
 
 
