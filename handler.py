@@ -166,15 +166,20 @@ class ModelHandler(BaseHandler):
         return logits
 
     def _check_tensors(self, found):
-        """Refuses another kind of model: tensors that it lacks are random, and differ in each worker."""
+        """Refuses weights of another model: tensors would be left out, or random, in each worker others."""
         named = self.config.architectures or []
         if named and not any(name.endswith("ForSequenceClassification") for name in named):
             raise RuntimeError(f"The model is a {named[0]} by its config.json, which is no text classifier")
-        random = sorted({*found["missing_keys"], *(tensor[0] for tensor in found["mismatched_keys"])})
-        if random:
+        wrong = {
+            "missing": found["missing_keys"],
+            "in another shape": {name for name, *_ in found["mismatched_keys"]},
+            "without a place": found["unexpected_keys"],
+        }
+        lists = [f"{what}: {', '.join(sorted(names)[:5])}" for what, names in wrong.items() if names]
+        if lists:
             raise RuntimeError(
-                f"The weights lack {len(random)} of the model's tensors, or have them in other shapes: "
-                f"{', '.join(random[:5])}. Export the whole fine-tuned classifier again"
+                f"The weights are not the whole model's. Tensors {'; '.join(lists)}. Export the fine-tuned "
+                "classifier with tutorial_lib.export_model, and archive that"
             )
 
     def _passes(self, asked):

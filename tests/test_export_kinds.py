@@ -109,7 +109,8 @@ def test_the_model_of_another_task_is_no_classifier(
     """With its class in config.json, and without: then by the tensors, which differ in all but ModernBERT."""
     folder = with_head(tmp_path / "other", architecture, auto_class)
     (named,) = json.loads((folder / "config.json").read_text())["architectures"]
-    assert f"The model is a {named}" in refusal(folder, tmp_path / "out")
+    said = refusal(folder, tmp_path / "out")
+    assert f"The model is a {named}" in said and "Fine-tune it as one" in said
     if architecture != "modernbert":
         set_config(folder, architectures=None)
         said = refusal(folder, tmp_path / "out")

@@ -248,14 +248,22 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(architecture: str, t
     head = {"bert": "classifier.weight", "llama": "score.weight", "xlnet": "logits_proj.weight"}
     name = head.get(architecture, "classification_head.out_proj.weight")
     spoil(folder, lacks=name)
-    with pytest.raises(RuntimeError, match=f"lack 1 of the model's tensors.*{name}"):
+    with pytest.raises(RuntimeError, match=f"Tensors missing: {name}\\. Export the"):
         ask(folder, [{"input": TEXTS}])
 
 
 def test_weights_of_another_shape_are_refused_by_their_names(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, "bert", num_labels=2)
     spoil(folder, other={"classifier.bias": torch.zeros(5), "classifier.weight": torch.zeros(5, 16)})
-    with pytest.raises(RuntimeError, match=r"other shapes: classifier\.bias, classifier\.weight"):
+    with pytest.raises(RuntimeError, match=r"in another shape: classifier\.bias, classifier\.weight\."):
+        ask(folder, [{"input": TEXTS}])
+
+
+def test_a_layer_of_ones_own_is_refused_by_its_name(tmp_path: Path) -> None:
+    """The model has no place for it, and would answer without it."""
+    folder = tiny_model(tmp_path, "bert")
+    spoil(folder, other={"bottleneck.weight": torch.zeros(4, 4)})
+    with pytest.raises(RuntimeError, match=r"without a place: bottleneck\.weight\."):
         ask(folder, [{"input": TEXTS}])
 
 

@@ -41,13 +41,13 @@ PROBES = (
 )
 
 # What a folder is if it holds such a file; the first pattern that matches counts.
-_ADAPTER, _PIPELINE = "adapter_config.json", "model_index.json"
+_ADAPTER, _PIPELINE, _EMBEDDINGS = "adapter_config.json", "model_index.json", "modules.json"
 _OTHER_FOLDERS = {
     _ADAPTER: "It holds an adapter (LoRA), which is only a part of a model. Load it with peft's "
     "AutoPeftModelForSequenceClassification, save what merge_and_unload() returns into a new folder with "
     "save_pretrained, and the tokenizer too. Then export that folder.",
     _PIPELINE: "It holds a pipeline of diffusers, and no text classifier.",
-    "modules.json": "It holds a model of sentence-transformers, which gives embeddings: fine-tune its "
+    _EMBEDDINGS: "It holds a model of sentence-transformers, which gives embeddings: fine-tune its "
     "transformer as a classifier, or serve it with a handler of your own.",
     "*.gguf": "GGUF is llama.cpp's format: take the safetensors version of the model.",
     "*.onnx": "ONNX is a graph without its model: take the folder that the graph was exported from.",
@@ -349,10 +349,10 @@ def _check_files(folder: Path) -> None:
             raise ExportError(f"{file} can't be read: {error}. Save the model again.") from error
         if not isinstance(values, dict):
             raise ExportError(f"{file} is no JSON object. Save the model again.")
-        _check_settings(file, values, what)
+        _check_settings(file, values)
 
 
-def _check_settings(file: Path, values: dict[str, Any], what: str) -> None:
+def _check_settings(file: Path, values: dict[str, Any]) -> None:
     """Checks a config: it brings no code, and names a class that classifies texts, if any."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -365,8 +365,10 @@ def _check_settings(file: Path, values: dict[str, Any], what: str) -> None:
         )
     named = values.get("architectures") or []
     if named and not {*named} & {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}:
-        advice = what or "Fine-tune it as one, or serve it with a handler of your own."
-        if not hasattr(transformers, named[0]):
+        advice = "Fine-tune it as one, or serve it with a handler of your own."
+        if file.with_name(_EMBEDDINGS).is_file():
+            advice = _OTHER_FOLDERS[_EMBEDDINGS]
+        elif not hasattr(transformers, named[0]):
             advice = (
                 "If that class of yours computes what a class of transformers computes, name the class of "
                 "transformers there; else serve the model with a handler of your own."
