@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -224,6 +223,15 @@ def _classifier(*and_names: str, without: str = "") -> Callable[[Path], None]:
     return make
 
 
+def _config(text: str) -> Callable[[Path], None]:
+    """Makes a classifier with this text as its config."""
+
+    def make(folder: Path) -> None:
+        (tiny_model(folder, "bert") / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+
+    return make
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an adapter": (_touch("adapter_config.json", "adapter_model.safetensors"), "merge_and_unload"),
     "an adapter beside its model": (_classifier("adapter_config.json"), "merge_and_unload"),
@@ -240,14 +248,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a config alone": (_touch("config.json"), "no weights"),
     "nothing": (Path.mkdir, "no config.json"),
     "an empty config": (_touch("config.json", "model.safetensors"), "does not load"),
-    "a config that is a list": (
-        lambda folder: (_classifier()(folder), (folder / "config.json").write_text("[]"), None)[-1],
-        "no JSON object",
-    ),
-    "a config that is cut": (
-        lambda folder: (_classifier()(folder), (folder / "config.json").write_text("{"), None)[-1],
-        "config.json can't be read",
-    ),
+    "a config that is a list": (_config("[]"), "config.json is no JSON object"),
+    "a config that is cut": (_config("{"), "config.json can't be read"),
+    "a config that is no text": (_config("\x00\ud800"), "config.json can't be read"),
 }
 
 
@@ -337,7 +340,7 @@ def test_a_full_disk_is_said(model_dir: Path, tmp_path: Path) -> None:
     """A limit on a file's size, which every user may set, stands for it."""
     code = (
         "import resource, signal, sys; from tutorial_lib import ExportError, export_model\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, {resource.RLIM_INFINITY}))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
         "try: export_model(*sys.argv[1:])\n"
         "except ExportError as error: print(error)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ def test_what_serves_and_asks_brings_nothing_heavy(code: str) -> None:
     assert not loaded(code) & set(HEAVY)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
 def test_a_star_import_brings_no_framework_and_a_child_of_it_ends() -> None:
     """ONNX Runtime's threads, once loaded, keep a forked child from ending."""
     assert not loaded("from tutorial_lib import *") & {"torch", "transformers", "onnxruntime", "pandas"}
