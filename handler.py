@@ -2,8 +2,8 @@
 
 A request {"input": ["text", …]} gets ["Positive", …]; with "scores": true it gets
 [{"label": "Positive", "score": 0.98}, …]. A multi-label model answers each text with a list of the labels
-that score `threshold` or more; a regression answers with a number. A bad request gets its own 400 with an
-error message, and the other requests of its batch get their answers.
+that score `threshold` or more; a regression answers with a number. A bad request gets its own 400, 413 or
+503 with an error message, and the other requests of its batch get their answers.
 """
 
 import hashlib

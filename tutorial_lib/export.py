@@ -357,7 +357,7 @@ def _check_settings(file: Path, values: dict[str, Any]) -> None:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-    if "auto_map" in values:
+    if values.get("auto_map"):
         raise ExportError(
             f"The model brings code of its own (auto_map in {file}), which is not run here. Read that code, "
             "and serve the model with a handler of your own. If transformers has this architecture itself, "
