@@ -2,17 +2,20 @@
 
 A request {"input": ["text", …]} gets ["Positive", …]; with "scores": true it gets
 [{"label": "Positive", "score": 0.98}, …]. A multi-label model answers each text with a list of the labels
-that score `threshold` or more; a regression answers with a number. A bad request gets its own 400 with an
-error message, and the other requests of its batch get their answers.
+that score `threshold` or more; a regression answers with a number. A bad request gets its own 400, 413 or
+503 with an error message, and the other requests of its batch get their answers.
 """
 
+import hashlib
 import importlib.util
 import itertools
 import json
 import logging
 import math
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
@@ -34,6 +37,7 @@ DEFAULTS = {
     "passes": 1,
     "forward_size": 4,
     "max_texts": 1000,
+    "max_batch_tokens": 16384,
     "threshold": 0.5,
     "log_texts": False,
     "metrics": False,
@@ -43,6 +47,14 @@ DEFAULTS = {
 # Limit both, so that a client cannot exhaust CPU or memory.
 LONG_TEXT_CHARACTERS, MAX_WORD_CHARACTERS = 1_000, 100
 MAX_REMEMBERED_WORDS = 50_000
+# Weights that are too large for one file are in parts, with an index of their tensors.
+PARTS, INDEX = "model-*-of-*.safetensors", "model.safetensors.index.json"
+# from_pretrained downloads nothing, runs no code of a model's folder, and reports tensors that do not fit.
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+
+# JSON can write half of a surrogate pair, as a text cut in the middle of an emoji has; UTF-8 can't.
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 NO_INPUT = (
     'The body has no "input". Send {"input": ["a text", …]} with the header Content-Type: application/json.'
@@ -60,14 +72,7 @@ class ModelHandler(BaseHandler):
     """Gives texts labels or numbers, by any model that AutoModelForSequenceClassification loads."""
 
     def initialize(self, context):
-        """Loads the model, the tokenizer and the labels from the unpacked archive.
-
-        Args:
-            context: TorchServe's Context; chapter 02 shows what is in it.
-
-        Raises:
-            RuntimeError: a file is missing or does not fit the others.
-        """
+        """Loads model, tokenizer and labels; a RuntimeError says which file is missing or does not fit."""
         properties = context.system_properties
         self.manifest = context.manifest
         logger.info("Properties: %s", properties)
@@ -91,11 +96,12 @@ class ModelHandler(BaseHandler):
             self.in_passes = ThreadPoolExecutor(passes, "pass", torch.set_num_threads, threads).map
         if not (model_dir / "config.json").is_file():
             raise RuntimeError("Missing config.json: put the exported model's files into the archive")
-        self.config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-        self.problem_type = self._problem_type()
+        self.config = AutoConfig.from_pretrained(model_dir, **LOCAL)
+        by_labels = "regression" if self.config.num_labels == 1 else "single_label_classification"
+        self.problem_type = self.config.problem_type or by_labels  # what the logits mean
         self.forward = self._load_backend(model_dir)
         logger.info("Successfully loaded the model")
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir, **LOCAL)
         self.max_tokens = self._max_tokens()
         # The config's id, not the tokenizer's: RoBERTa counts positions and GPT-2 finds a text's end by it.
         self.padding = self.config.pad_token_id
@@ -103,11 +109,6 @@ class ModelHandler(BaseHandler):
         self.mapping = self._load_labels(model_dir)
         self._check_model()
         self.initialized = True
-
-    def _problem_type(self):
-        """Returns what the logits mean. A config without a type and with one label means a number."""
-        by_labels = "regression" if self.config.num_labels == 1 else "single_label_classification"
-        return self.config.problem_type or by_labels
 
     def _max_tokens(self):
         """Returns how many tokens a text may have, by the tokenizer's limit and the model's positions.
@@ -121,33 +122,40 @@ class ModelHandler(BaseHandler):
 
     def _load_backend(self, model_dir):
         """A function from padded token ids and their mask, both [rows, tokens], to logits [rows, classes]."""
-        backends = {"torch": self._load_torch, "onnx": self._load_onnx}
-        if self.options["backend"] == "auto":
-            self.options["backend"] = self._fastest(model_dir)
-        if self.options["backend"] not in backends:
-            raise RuntimeError(f"There is no backend {self.options['backend']!r}: it is auto, torch or onnx")
-        return backends[self.options["backend"]](model_dir)
+        backend, loaders = self.options["backend"], {"torch": self._load_torch, "onnx": self._load_onnx}
+        if backend == "auto":
+            has_graph = self.device.type == "cpu" and (model_dir / "model.onnx").is_file()
+            installed = importlib.util.find_spec("onnxruntime") is not None
+            if has_graph and not installed:
+                logger.warning("model.onnx is not used: pip install onnxruntime where TorchServe runs")
+            backend = "onnx" if has_graph and installed else "torch"
+        if backend not in loaders:
+            raise RuntimeError(f"There is no backend {backend!r}: it is auto, torch or onnx")
+        self.options["backend"] = backend
+        return loaders[backend](model_dir)
 
-    def _fastest(self, model_dir):
-        """Returns onnx on a CPU if the archive has model.onnx and onnxruntime is installed, else torch."""
-        if self.device.type != "cpu" or not (model_dir / "model.onnx").is_file():
-            return "torch"
-        if importlib.util.find_spec("onnxruntime") is None:
-            logger.warning("model.onnx is not used: pip install onnxruntime where TorchServe runs")
-            return "torch"
-        return "onnx"
+    def _find_weights(self, model_dir):
+        """Returns the files of the weights: the manifest's serializedFile, else the only ones."""
+        name, parts = self.manifest["model"].get("serializedFile"), sorted(model_dir.glob(PARTS))
+        if name and not name.endswith(".onnx") and model_dir / name not in parts:
+            return [model_dir / name]  # weights of an older version may lie beside it
+        files = parts or sorted(model_dir.glob("*.safetensors"))
+        if len(files) > 1 and not parts:
+            names = " and ".join(file.name for file in files)
+            raise RuntimeError(f"Both {names} may be the weights: archive one of them as --serialized-file")
+        return files
 
     def _load_torch(self, model_dir):
-        if not any(model_dir.glob("*.safetensors")):
+        files = self._find_weights(model_dir)
+        if not files or files[0].suffix != ".safetensors":
             raise RuntimeError("Missing the weights: archive model.safetensors as --serialized-file")
-        _check_memory(*model_dir.glob("*.safetensors"))
+        _check_memory(*files)
         dtype = self.options["dtype"] = self._dtype(self.options["dtype"])
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            model_dir,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
+        self.config.transformers_weights = files[0].name if len(files) == 1 else INDEX
+        self.model, found = AutoModelForSequenceClassification.from_pretrained(
+            model_dir, config=self.config, dtype=getattr(torch, dtype), **LOCAL, **REPORT
         )
+        self._check_tensors(found)
         self.model.to(self.device).eval()
         logger.info("Using backend torch in %s", dtype)
 
@@ -156,6 +164,23 @@ class ModelHandler(BaseHandler):
             return self.model(**inputs).logits.float()
 
         return logits
+
+    def _check_tensors(self, found):
+        """Refuses weights of another model: tensors would be left out, or random, in each worker others."""
+        named = self.config.architectures or []
+        if named and not any(name.endswith("ForSequenceClassification") for name in named):
+            raise RuntimeError(f"The model is a {named[0]} by its config.json, which is no text classifier")
+        wrong = {
+            "missing": found["missing_keys"],
+            "in another shape": {name for name, *_ in found["mismatched_keys"]},
+            "without a place": found["unexpected_keys"],
+        }
+        lists = [f"{what}: {', '.join(sorted(names)[:5])}" for what, names in wrong.items() if names]
+        if lists:
+            raise RuntimeError(
+                f"The weights are not the whole model's. Tensors {'; '.join(lists)}. Export the fine-tuned "
+                "classifier with tutorial_lib.export_model, and archive that"
+            )
 
     def _passes(self, asked):
         """Returns how many forward passes run at once; auto: as many as this process has cores for."""
@@ -184,27 +209,26 @@ class ModelHandler(BaseHandler):
         return asked
 
     def _load_onnx(self, model_dir):
-        try:
-            import onnxruntime  # imported only for this backend: the default needs torch alone
-        except ImportError as error:
+        import onnxruntime  # imported only for this backend: the default needs torch alone
+
+        graph = model_dir / "model.onnx"
+        if not graph.is_file():
             raise RuntimeError(
-                "backend: onnx needs onnxruntime where TorchServe runs: pip install onnxruntime"
-            ) from error
-        if not (model_dir / "model.onnx").is_file():
-            raise RuntimeError(
-                "Missing model.onnx: tutorial_lib.export_onnx(model_dir) makes it; then archive again"
+                "Missing model.onnx: make it with tutorial_lib.export_onnx, then archive again"
             )
-        _check_memory(model_dir / "model.onnx")
+        _check_memory(graph)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options["threads"] or 0  # 0: one for each core
-        providers = ["CPUExecutionProvider"]
         # The fused operator takes a third of the run time on a CPU; separate ones are several times faster.
-        session = onnxruntime.InferenceSession(
-            model_dir / "model.onnx",
-            settings,
-            providers=providers,
-            disabled_optimizers=["SkipLayerNormFusion"],
-        )
+        slow, providers = ["SkipLayerNormFusion"], ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(graph, settings, providers, disabled_optimizers=slow)
+        made_of = session.get_modelmeta().custom_metadata_map.get("weights_sha256")  # export_onnx writes it
+        weights = self._find_weights(model_dir)
+        if made_of and weights and made_of != _sha256(weights):
+            raise RuntimeError(
+                f"model.onnx was made of other weights than {weights[0].name}: make it again with "
+                "tutorial_lib.export_onnx, or leave it out; then archive again"
+            )
         logger.info("Using backend onnx")
 
         def logits(ids, mask):
@@ -223,22 +247,17 @@ class ModelHandler(BaseHandler):
             raise RuntimeError(f"The model loads, and can't compute a text: {error}") from error
         if alone.shape != (2, self.config.num_labels) or not alone.isfinite().all():
             raise RuntimeError(
-                f"The model gives {alone.tolist()}, and not {self.config.num_labels} numbers a text"
+                f"The model gives {alone.tolist()}, not {self.config.num_labels} numbers a text"
             )
-        if self.padding is None:
-            reason = "the model's config has no pad_token_id"
-        elif self.options["backend"] == "torch" and not self._same_together(ids, alone):
-            reason = "the model's answers change with padding"
-        else:
-            return
-        self.options["forward_size"] = 1
-        logger.warning("Each text goes through the model by itself, which is slow: %s", reason)
-
-    def _same_together(self, ids, alone):
-        """Returns whether padding leaves the logits unchanged; XLNet, for one, needs it on the left."""
-        tolerance = 1e-3 if self.options["dtype"] == "float32" else 0.1
-        with torch.inference_mode():
-            return torch.allclose(self._logits(ids), alone, atol=tolerance)
+        reason = "" if self.padding is not None else "the model's config has no pad_token_id"
+        if not reason and self.options["backend"] == "torch":  # XLNet, for one, needs padding on the left
+            tolerance = 1e-3 if self.options["dtype"] == "float32" else 0.1
+            with torch.inference_mode():
+                same = torch.allclose(self._logits(ids), alone, atol=tolerance)
+            reason = "" if same else "the model's answers change with padding"
+        if reason:
+            self.options["forward_size"] = 1
+            logger.warning("Each text goes through the model by itself, which is slow: %s", reason)
 
     def _load_labels(self, model_dir):
         """Returns class index → label, from index_to_name.json, else from the model's own config."""
@@ -273,18 +292,12 @@ class ModelHandler(BaseHandler):
         return self.postprocess(parsed, scores)
 
     def preprocess(self, requests):
-        """Reads each request of a batch.
+        """Reads each request: {"texts": […], "ids": [[token, …], …], "scores": bool} or {"error": "…"}.
 
-        Args:
-            requests: as TorchServe hands them over: [{"body": {"input": ["text"]}}, …]. The key is
-                "data" for a form field of that name; the value is a dict if the client sent
-                application/json, a str for text/*, and bytes otherwise.
-
-        Returns:
-            for each request, {"texts": […], "ids": [[token, …], …], "scores": bool}, or
-            {"error": "what is wrong"}.
+        TorchServe hands them over as [{"body": {"input": ["text"]}}, …]. The key is "data" for a form field
+        of that name; the value is a dict for application/json, a str for text/*, and bytes otherwise.
         """
-        parsed = [self._tokenize_all(self._parse(request)) for request in requests]
+        parsed = self._limit([self._tokenize_all(self._parse(request)) for request in requests])
         count = sum(len(item.get("texts", ())) for item in parsed)
         logger.info("Received %d texts in %d requests", count, len(requests))
         if self.options["log_texts"]:
@@ -305,7 +318,7 @@ class ModelHandler(BaseHandler):
         texts = body["input"]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             return {"error": '"input" is not a list of texts. Send {"input": ["a text", …]}.'}
-        if not all(map(_is_unicode, texts)):
+        if any(map(SURROGATE.search, texts)):
             return {"error": "A text has half of a surrogate pair, which is no character: it was cut in two."}
         maximum = self.options["max_texts"]
         if len(texts) > maximum:
@@ -318,14 +331,28 @@ class ModelHandler(BaseHandler):
         """Adds the tokens of a request's texts. A text that the tokenizer can't take gives an error."""
         if "error" in item:
             return item
+        ids, tokens, maximum = [], 0, self.options["max_batch_tokens"]
         try:
-            ids = [self._tokenize(text) for text in item["texts"]]
+            for text in item["texts"]:
+                ids.append(self._tokenize(text))
+                tokens += len(ids[-1])
+                if tokens > maximum:
+                    return {"error": f"The texts have more than {maximum} tokens. Send fewer.", "status": 413}
         except Exception as error:
             logger.exception("A text can't be tokenized")
             return {"error": f"The model's tokenizer can't read a text: {type(error).__name__}."}
         if not all(ids):
             return {"error": "A text is empty: the model's tokenizer finds no token in it."}
         return {**item, "ids": ids}
+
+    def _limit(self, parsed):
+        """Refuses a batch's longest requests if it has too many tokens, which may outlast responseTimeout."""
+        sizes, tokens = [sum(map(len, item.get("ids", ()))) for item in parsed], 0
+        for index in sorted(range(len(parsed)), key=lambda i: sizes[i]):
+            tokens += sizes[index]
+            if tokens > self.options["max_batch_tokens"]:
+                parsed[index] = {"error": "Too many texts came at once. Try again.", "status": 503}
+        return parsed
 
     def _tokenize(self, text):
         cache = getattr(self.tokenizer, "cache", None)  # BertweetTokenizer's cache has no limit
@@ -340,8 +367,7 @@ class ModelHandler(BaseHandler):
     def inference(self, ids):
         """Returns scores, [texts, labels], for lists of tokens; NaN where a text can't be computed.
 
-        Texts of similar length go through the model together, a few at a time: padding costs as much as
-        words, and every row of a pass is as long as the longest row.
+        Texts of similar length go through the model together, since padding costs as much as words.
         """
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         size = self.options["forward_size"]
@@ -383,19 +409,20 @@ class ModelHandler(BaseHandler):
         for index, item in enumerate(parsed):
             self.context.set_response_content_type(index, "application/json")
             if "error" in item:
-                answers.append(self._refuse(index, 400, "Bad Request", item["error"]))
+                answers.append(self._refuse(index, item.get("status", 400), item["error"]))
                 continue
             own = [next(rows) for _ in item["texts"]]
             if all(map(math.isfinite, itertools.chain.from_iterable(own))):
                 answers.append([self._answer(row, item["scores"]) for row in own])
             else:
                 message = "The model gives no number for a text. The server's log may say why."
-                answers.append(self._refuse(index, 500, "Internal Server Error", message))
+                answers.append(self._refuse(index, 500, message))
         if self.options["log_texts"]:
             logger.info("PREDICTED LABELS: %s", answers)
         return answers
 
-    def _refuse(self, index, code, phrase, message):
+    def _refuse(self, index, code, message):
+        phrase = HTTPStatus(code).phrase
         self.context.set_response_status(code=code, phrase=phrase, idx=index)
         return {"code": code, "type": phrase.replace(" ", ""), "message": message}
 
@@ -417,11 +444,7 @@ class ModelHandler(BaseHandler):
         return {"labels": labels, "max_tokens": self.max_tokens, "options": self.options}
 
     def _report_metrics(self, parsed, scores):
-        """Adds this batch to the counters that metrics.yaml declares.
-
-        Counters only, so that Prometheus can compute ratios over any time and any number of workers; one
-        line per batch and counter keeps the log small.
-        """
+        """Adds this batch to the counters of metrics.yaml: Prometheus can compute ratios of counters."""
         metrics = getattr(self.context, "metrics", None)
         if metrics is None:  # in a notebook, with no server
             return
@@ -455,6 +478,14 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _sha256(files):
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
+    return digest.hexdigest()
+
+
 def _check_memory(*weights):
     """A worker that finds no memory is killed without a word; better to say it before."""
     need, free = sum(file.stat().st_size for file in weights), psutil.virtual_memory().available
@@ -463,12 +494,3 @@ def _check_memory(*weights):
             f"The weights need {need / 1e6:.0f} MB of memory, and {free / 1e6:.0f} MB are free. Each worker "
             "has its own copy: set fewer (minWorkers, maxWorkers), or add memory"
         )
-
-
-def _is_unicode(text):
-    """JSON can write half of a surrogate pair, as a text cut in the middle of an emoji has; UTF-8 can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

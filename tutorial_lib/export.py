@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutorial_lib.course_files import EMBEDDED as EMBEDDED
 from tutorial_lib.course_files import IN_A_ZIP
 from tutorial_lib.errors import ExportError
-from tutorial_lib.extras import extra
+from tutorial_lib.extras import need
 
-with extra("export", "export_model"):
+if TYPE_CHECKING:
     import torch
 
+# Functions import these when they are called, since a name of this module alone should cost nothing.
+need("export", "export_model", "torch", "transformers", "huggingface_hub", "safetensors")
 
 # The files of a hub repository that a sentiment model is made of. Others (TensorFlow weights,
 # training logs) are not fetched.
 _CONFIG_FILES = ("*.json", "*.txt", "bpe.codes", "*.model")
+_SETTINGS = ("config.json", "tokenizer_config.json")
 
 _ATTEMPTS = 20  # to replace a folder that other processes replace at the same time
 
@@ -34,6 +39,28 @@ PROBES = (
     "not bad at all, could've been worse :)",
     "Zażółć gęślą jaźń, Straße, 漢字, zzzyxqv",
 )
+
+# What a folder is if it holds such a file; the first pattern that matches counts.
+_ADAPTER, _PIPELINE, _EMBEDDINGS = "adapter_config.json", "model_index.json", "modules.json"
+_OTHER_FOLDERS = {
+    _ADAPTER: "It holds an adapter (LoRA), which is only a part of a model. Load it with peft's "
+    "AutoPeftModelForSequenceClassification, save what merge_and_unload() returns into a new folder with "
+    "save_pretrained, and the tokenizer too. Then export that folder.",
+    _PIPELINE: "It holds a pipeline of diffusers, and no text classifier.",
+    _EMBEDDINGS: "It holds a model of sentence-transformers, which gives embeddings: fine-tune its "
+    "transformer as a classifier, or serve it with a handler of your own.",
+    "*.gguf": "GGUF is llama.cpp's format: take the safetensors version of the model.",
+    "*.onnx": "ONNX is a graph without its model: take the folder that the graph was exported from.",
+    "onnx/*.onnx": "ONNX is a graph without its model: take the folder that the graph was exported from.",
+    "tf_model.h5": "TensorFlow's weights are read by transformers 4, which saves them for PyTorch: "
+    "from_pretrained(folder, from_tf=True).save_pretrained(…).",
+    "flax_model.msgpack": "Flax's weights are read by transformers 4, which saves them for PyTorch: "
+    "from_pretrained(folder, from_flax=True).save_pretrained(…).",
+    "tokenizer*": "It holds a tokenizer: save the model into the same folder.",
+}
+
+# Tensors that older versions of transformers saved, and that are computed now: masks and positions.
+_COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|attn(\.attention)?\.(masked_)?bias)$")
 
 
 def export_model(model_id: str | Path, out: str | Path, *, revision: str | None = None) -> Path:
@@ -64,16 +91,18 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
     >>> sorted(file.name for file in folder.glob("*.json"))
     ['added_tokens.json', 'config.json', 'tokenizer_config.json']
     """
-    out = Path(out)
-    _check_target(out)
-    source = _find_source(str(model_id), revision)
-    model, tokenizer = load_model(source)
-    _check_tokenizer(model, tokenizer, source)
-    before = _answers(model, tokenizer)
+    from safetensors import SafetensorError
 
-    # A container's volume is a mount point, which no rename can replace: its content is replaced instead.
-    mounted = out.is_mount()
+    out = Path(out)
     try:
+        _check_target(out)
+        source = _find_source(str(model_id), revision)
+        model, tokenizer = load_model(source)
+        _check_tokenizer(model, tokenizer, source)
+        before = _answers(model, tokenizer)
+
+        # A container's volume is a mount point, which no rename can replace: its content is replaced instead.
+        mounted = out.is_mount()
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}-", dir=out if mounted else out.parent
@@ -82,11 +111,11 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
             save_model(model, tokenizer, whole)
             _check_round_trip(before, _answers(*load_model(whole)))
             (_replace_content if mounted else _replace)(out, whole)
-    except OSError as error:
-        raise ExportError(
-            f"The model can't be written to {out}: {error.strerror or error}. Is it a folder that you may "
-            "write to, with room for the model?"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        full = "No space left" in cause or "quota" in cause
+        advice = "Free space on that disk, or choose a folder on another one." if full else ""
+        raise ExportError(f"The model can't be written to {out}: {cause}. {advice}".rstrip()) from error
     return out
 
 
@@ -117,6 +146,16 @@ def _check_target(out: Path) -> None:
         raise ExportError(f"{out} is a file. Choose the name of a folder.")
 
 
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turns a failure to read a file into an ExportError that names the file and the cause."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+
+@_reading()
 def _find_source(model_id: str, revision: str | None) -> Path:
     """Returns the local folder that holds the model's files, fetched from the hub if necessary."""
     if model_id == "embedded":
@@ -125,6 +164,8 @@ def _find_source(model_id: str, revision: str | None) -> Path:
         return EMBEDDED
     if Path(model_id).is_dir():
         return Path(model_id)
+    if Path(model_id).is_file():
+        raise ExportError(f"{model_id} is a file. Name the folder that save_pretrained wrote.")
     name, at, pin = model_id.partition("@")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or bool(at) != bool(pin):
         raise ExportError(
@@ -141,10 +182,9 @@ def _find_source(model_id: str, revision: str | None) -> Path:
 
 def _download(model_id: str, revision: str | None) -> Path:
     """Fetches a hub model into the hub's cache, with a progress bar; an interrupted one resumes."""
-    with extra("export", "export_model"):
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-        from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
 
     pinned, why = f" at revision {revision}" if revision else "", ""
     try:
@@ -188,28 +228,77 @@ def _download(model_id: str, revision: str | None) -> Path:
 
 
 def load_model(folder: Path, **options: Any) -> tuple[Any, Any]:
-    """Loads a folder's model (float32, in eval mode) and tokenizer; `options` go to `from_pretrained`."""
-    with extra("export", "export_model"):
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    """Loads a folder's model (float32, in eval mode) and tokenizer; `options` go to `from_pretrained`.
+
+    Raises:
+        ExportError: the folder holds something else, or a tensor would be random or left out.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     _check_files(folder)
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _no_progress_bars():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **local,
+                **options,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     except Exception as error:
-        raise ExportError(
-            f"The model in {folder} does not load: {error}. Is each of its files complete?"
-        ) from error
-    if report["missing_keys"]:
-        raise ExportError(
-            f"The weights in {folder} lack {len(report['missing_keys'])} of the model's tensors "
-            f"({sorted(report['missing_keys'])[0]}, …), which would be random. Is it a fine-tuned "
-            "classifier, and is the file complete?"
-        )
+        raise ExportError(f"The model in {folder} does not load: {error}") from error
+    _check_tensors(model, report, folder)
     return model.eval(), tokenizer
+
+
+def _check_tensors(model: Any, report: dict[str, Any], folder: Path) -> None:
+    """Checks that each tensor of the classifier was in the weights, and that no other one was left out."""
+    if missing := report["missing_keys"]:
+        raise ExportError(
+            f"The weights in {folder} lack {len(missing)} of the model's tensors ({_first(missing)}), which "
+            "would be random. Is it a fine-tuned classifier, and is the file complete?"
+        )
+    if report["mismatched_keys"]:
+        shapes = [f"{name} {[*found]} for {[*wanted]}" for name, found, wanted in report["mismatched_keys"]]
+        raise ExportError(
+            f"The weights in {folder} have other shapes than config.json says: {_first(shapes)}. Save "
+            "weights and config together; the number of labels is that of id2label."
+        )
+    left_out = {name for name in report["unexpected_keys"] if not _COMPUTED.search(name)}
+    if left_out:
+        left_out -= _pretrained_tensors(model.config, model.base_model_prefix)
+    if left_out:
+        raise ExportError(
+            f"{type(model).__name__} has no place for {len(left_out)} tensors in {folder} "
+            f"({_first(left_out)}), and would give other answers without them. Serve a model with layers of "
+            "its own with a handler of your own."
+        )
+
+
+def _first(names: Iterable[str]) -> str:
+    """Joins the first three names.
+
+    >>> _first("dcba")
+    'a, b, c, …'
+    """
+    found = sorted(names)
+    return ", ".join([*found[:3], *(["…"] if len(found) > 3 else [])])
+
+
+def _pretrained_tensors(config: Any, prefix: str) -> set[str]:
+    """Returns the tensors that pretraining leaves and a classifier may not need: other heads, a pooler."""
+    import torch
+    import transformers
+
+    names: set[str] = set()
+    for head in ("AutoModel", "AutoModelForPreTraining", "AutoModelForMaskedLM", "AutoModelForCausalLM"):
+        with contextlib.suppress(ValueError), torch.device("meta"):  # ValueError: it has no such head
+            names |= getattr(transformers, head).from_config(config).state_dict().keys()
+    return names | {f"{prefix}.{name}" for name in names}
 
 
 @contextlib.contextmanager
@@ -235,13 +324,58 @@ def _no_progress_bars() -> Iterator[None]:
         (enable_progress_bars if hub_shown else disable_progress_bars)()
 
 
+@_reading()
 def _check_files(folder: Path) -> None:
+    """Checks that the folder holds a text classifier of transformers, by its files' names and its config."""
+    what = next((text for name, text in _OTHER_FOLDERS.items() if any(folder.glob(name))), "")
+    if any((folder / name).is_file() for name in (_ADAPTER, _PIPELINE)):
+        raise ExportError(f"There is no whole model in {folder}. {what}")
     if not (folder / "config.json").is_file():
-        raise ExportError(f"There is no config.json in {folder}. Name the folder that save_pretrained wrote.")
-    if not any((*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))):
+        advice = what or "Name the folder that save_pretrained wrote."
+        raise ExportError(f"There is no config.json in {folder}. {advice}")
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not weights:
         raise ExportError(
-            f"There are no weights in {folder} (model.safetensors). Name the folder that "
-            "model.save_pretrained wrote, or export the model again."
+            f"There are no weights in {folder} (model.safetensors). "
+            + (what or "Name the folder that model.save_pretrained wrote, or export the model again.")
+        )
+    settings = [file for name in _SETTINGS if (file := folder / name).is_file()]
+    for file in weights:
+        file.open("rb").close()
+    for file in settings:
+        try:
+            values = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ExportError(f"{file} can't be read: {error}. Save the model again.") from error
+        if not isinstance(values, dict):
+            raise ExportError(f"{file} is no JSON object. Save the model again.")
+        _check_settings(file, values)
+
+
+def _check_settings(file: Path, values: dict[str, Any]) -> None:
+    """Checks a config: it brings no code, and names a class that classifies texts, if any."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    if values.get("auto_map"):
+        raise ExportError(
+            f"The model brings code of its own (auto_map in {file}), which is not run here. Read that code, "
+            "and serve the model with a handler of your own. If transformers has this architecture itself, "
+            "remove auto_map."
+        )
+    named = values.get("architectures") or []
+    if named and not {*named} & {*MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()}:
+        advice = "Fine-tune it as one, or serve it with a handler of your own."
+        if file.with_name(_EMBEDDINGS).is_file():
+            advice = _OTHER_FOLDERS[_EMBEDDINGS]
+        elif not hasattr(transformers, named[0]):
+            advice = (
+                "If that class of yours computes what a class of transformers computes, name the class of "
+                "transformers there; else serve the model with a handler of your own."
+            )
+        raise ExportError(
+            f"The model is a {named[0]} (architectures in {file}), which is no text classifier of "
+            f"transformers. {advice}"
         )
 
 
@@ -279,6 +413,8 @@ def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]
     Raises:
         ExportError: the model can't compute one of the probes.
     """
+    import torch
+
     longest = max_tokens(tokenizer, model.config)
     ids = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
     try:

@@ -12,21 +12,24 @@ DISTRIBUTION = "torchserve-course"
 
 
 @contextlib.contextmanager
-def extra(name: str, what: str) -> Iterator[None]:
+def extra(name: str, what: str, *packages: str) -> Iterator[None]:
     """Wraps the imports of packages that an extra of this distribution installs.
 
     Args:
         name: the extra, as in `pip install 'torchserve-course[load]'`.
         what: what needs the packages, as the message names it.
+        packages: the names of those that are imported later, when they are used.
 
     Raises:
-        PackageMissing: an import in the block failed because a package is not installed.
+        PackageMissing: an import in the block failed because a package is not installed, or one of
+            `packages` is not.
 
     >>> with extra("load", "load_test"):
     ...     import no_such_package
     Traceback (most recent call last):
     tutorial_lib.errors.PackageMissing: load_test needs the package no_such_package, which is not installed...
     """
+    need(name, what, *packages)
     try:
         yield
     except ModuleNotFoundError as error:
@@ -35,7 +38,7 @@ def extra(name: str, what: str) -> Iterator[None]:
 
 
 def need(name: str, what: str, *packages: str) -> None:
-    """Checks that the packages that another process will import are installed.
+    """Checks that packages that are imported later, or by another process, are installed.
 
     Args:
         name: the extra that installs them.

@@ -23,13 +23,14 @@ from tutorial_lib.client import Body, check_url, encode, error_answer, quote_pat
 from tutorial_lib.errors import ApiError
 from tutorial_lib.extras import extra
 
-with extra("load", "load_test"):
+with extra("load", "load_test", "pandas"):
     import aiohttp
     import numpy as np
-    import pandas as pd
     from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tutorial_lib.model_server import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
@@ -111,6 +112,8 @@ def load_test(
     Traceback (most recent call last):
     tutorial_lib.errors.ApiError: ClientConnectorError: Nothing answers at http://127.0.0.1:1/predict...
     """
+    import pandas as pd
+
     levels = _levels(concurrency, rate)
     _check_arguments(texts, labels, duration=duration, texts_per_request=texts_per_request, timeout=timeout)
     if not isinstance(warmup, Real) or not 0 <= warmup < float("inf"):
