@@ -295,6 +295,12 @@ def python_files(archive: str | Path) -> set[str]:
     }
 
 
+def read_code(archive: str | Path) -> str:
+    """Returns the text of the archive's `python_files`, one after the other."""
+    names = sorted(python_files(archive))
+    return "\n".join(_read_file(Path(archive), name).decode("utf-8", errors="replace") for name in names)
+
+
 def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpacks an archive as TorchServe does: its files lie directly in `folder`, which appears when complete.
 

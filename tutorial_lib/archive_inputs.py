@@ -339,7 +339,7 @@ def _check_no_adapter(folder: Path) -> None:
         base = _read_json(file).get("base_model_name_or_path") or "its base model"
         raise ArchiveError(
             f"{folder} holds a LoRA adapter (adapter_config.json), not a whole model: it changes the weights "
-            f"of {base}. Merge the two with PeftModel.from_pretrained(base_model, adapter).merge_and_unload(), "
+            f"of {base}. Merge both: PeftModel.from_pretrained(base_model, adapter).merge_and_unload(); then "
             "save the result and its tokenizer with save_pretrained, and give the folder of the result."
         )
 

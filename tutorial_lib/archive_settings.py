@@ -69,7 +69,7 @@ def check_settings(settings: Mapping[str, Any], where: str, code: str | None = N
     """
     for key, value in settings.items():
         if (wanted := _wanted(key)) and not _fits(key, value):
-            raise ArchiveError(f"{where} sets {key} to {value!r}. Give {wanted}.")
+            raise ArchiveError(f"{where} has {key}: {value!r}. Give {wanted}.")
     minimum, maximum = settings.get("minWorkers", 0), settings.get("maxWorkers", 0)
     if maximum and minimum > maximum:
         raise ArchiveError(f"{where} has minWorkers: {minimum} and maxWorkers: {maximum}. Raise maxWorkers.")
