@@ -46,7 +46,7 @@ def is_left_out(folder: Path) -> bool:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Copies a file or a folder: content, permission bits and times. The copy holds no link to the original.
+    """Copies a file or a folder: content and permission bits. The copy holds no link to the original.
 
     Where the file system can, the copy shares the original's blocks until one of the two is written to.
 
@@ -61,7 +61,7 @@ def copy(path: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not _clone(file, place):
             shutil.copyfile(file, place)
-        shutil.copystat(file, place)
+        shutil.copymode(file, place)
 
 
 def _clone(file: Path, target: Path) -> bool:

@@ -25,6 +25,8 @@ _FIXES = {
     "whole pickled model does. Save torch.save(model.state_dict(), …).",
     r"Unexpected key": "Was it saved from this class, as torch.save(model.state_dict(), …)?",
 }
+# What may convert a tensor to another type in a handler's code.
+_CONVERTS = r"float16|half\(|float64|double\(|\.dtype|autocast|type_as"
 
 
 def check_loads(folder: Path, serialized_file: str, model_file: str | None, source: str) -> None:
@@ -69,11 +71,7 @@ def check_loads(folder: Path, serialized_file: str, model_file: str | None, sour
 def _check_script_type(name: str, types: list[str], source: str) -> None:
     """Checks that TorchScript computes in float32: its weights keep their type, and requests are float32."""
     floats = [kind for kind in types if "float" in kind]
-    if (
-        floats
-        and "float32" not in floats
-        and not re.search(r"float16|half|float64|double|dtype|autocast", source)
-    ):
+    if floats and "float32" not in floats and not re.search(_CONVERTS, source):
         raise ArchiveError(
             f"The weights of {name} are {floats[0]}, and the handler never converts its input to that type, "
             f"so each request would fail. Convert it in preprocess(), as tensor.to(torch.{floats[0]}), or "
@@ -108,7 +106,9 @@ def _load(serialized_file: str) -> None:
     whole, weights = is_torchscript(Path(serialized_file)), []
     if whole:
         script = torch.jit.load(serialized_file, map_location="cpu")  # type: ignore[no-untyped-call]
-        weights = [*script.parameters(), *script.buffers()]
+        # A model of words takes whole numbers, and one that converts its input takes any type.
+        if not re.search(r"aten::(embedding|to)\b", str(script.inlined_graph)):
+            weights = [*script.parameters(), *script.buffers()]
     elif zipfile.is_zipfile(serialized_file):
         state = torch.load(serialized_file, map_location="meta")
         weights = [value for value in state.values() if isinstance(value, torch.Tensor)]

@@ -288,10 +288,10 @@ class TorchServe(ModelServer):
 
         The edited files and copies of the others become a new version, which is checked as `build_archive`
         does, loaded beside the old one (both need memory and disk), and made the default. The old version
-        answers until then, finishes the requests that it has begun, and is unregistered in the background some
-        tenths of a second later: no request is lost. If the edit is broken, the old version goes on. Calls at
-        the same time wait for each other. The archive in the model store does not change: call
-        `build_archive` when the edit is good.
+        answers until then, finishes the requests that it has begun, and is unregistered in the background: no
+        request is lost. If the edit is broken, the old version goes on answering. Calls at the same time wait
+        for each other. The archive in the model store does not change: call `build_archive` when the edit is
+        good.
 
         It takes as long as a worker's start, mostly to import torch, which `TorchServe(preload=True)` saves.
 
