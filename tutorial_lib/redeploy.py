@@ -110,9 +110,10 @@ def _replace(
         shutil.rmtree(target, ignore_errors=True)
         raise
     _logger.info("%s %s answers in place of %s", model, version, old["modelVersion"])
-    # The new version answers, so the caller need not wait for the old version's last requests.
+    # The new version answers, so the caller need not wait for the old version's last requests. This process
+    # does before it ends: else the old version would be left.
     files = source if source.parent == folder else None
-    threading.Thread(target=_retire, args=(management, log, old, files, timeout), daemon=True).start()
+    threading.Thread(target=_retire, args=(management, log, old, files, timeout)).start()
     return version
 
 
