@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests import handlers
 from tests.conftest import ROOT
 from tutorial_lib import ArchiveError, build_archive
+from tutorial_lib.archive import lay_out, new_version
 from tutorial_lib.testing import run_handler
 
 HANDLER = "def handle(data, context):\n    return data and [1] * len(data)\n"
@@ -284,6 +285,29 @@ def test_a_file_without_a_mark_is_compared_by_its_time(name: str, model_dir: Pat
         return
     with pytest.raises(ArchiveError, match="was made of earlier weights"):
         build(model_dir)
+
+
+def test_new_weights_of_a_version_replace_the_old_ones(model_dir: Path, tmp_path: Path) -> None:
+    """Weights in one file or in shards; what was made of the old ones is refused until it is replaced too."""
+    tuned = tmp_path / "tuned.safetensors"
+    save_file({"w": torch.ones(2)}, tuned)
+    lay_out(tmp_path / "old", handler=tmp_path / "handler.py", model_dir=model_dir)
+    new_version(tmp_path / "old", tmp_path / "new", version="1.1", serialized_file=tuned)
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == tuned.read_bytes()
+    assert not (tmp_path / "new" / "tuned.safetensors").exists()
+    for graph in (b"a graph", onnx(tmp_path / "old" / "model.safetensors")):
+        (tmp_path / "old" / "model.onnx").write_bytes(graph)
+        with pytest.raises(ArchiveError, match=r"model\.onnx was made of earlier weights"):
+            new_version(tmp_path / "old", tmp_path / "no", version="1.1", serialized_file=tuned)
+    (tmp_path / "model.onnx").write_bytes(onnx(tuned))
+    edited = {"serialized_file": tuned, "extra_files": [tmp_path / "model.onnx"]}
+    new_version(tmp_path / "old", tmp_path / "both", version="1.1", **edited)  # type: ignore[arg-type]
+    (tmp_path / "old" / "model.onnx").unlink()
+    for name in (SHARD.format(1), SHARD.format(2)):
+        save_file({"w": torch.zeros(1)}, tmp_path / "old" / name)
+    (tmp_path / "old" / "model.safetensors.index.json").write_text(INDEX)
+    new_version(tmp_path / "old", tmp_path / "whole", version="1.1", serialized_file=tuned)
+    assert [file.name for file in (tmp_path / "whole").glob("*.safetensors*")] == ["model.safetensors"]
 
 
 SHARD = "model-0000{}-of-00002.safetensors"
