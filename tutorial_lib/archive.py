@@ -71,14 +71,14 @@ def build_archive(
 
     A model is a folder from `export_model`, or your own: weights with the Python file that defines their
     class, TorchScript, or any file that the handler loads itself. An earlier archive of that name is replaced
-    when the new one is complete. The files are checked first: the archiver accepts a label map that lacks a
-    label, and the server then fails on that label.
+    when the new one is complete. The files are checked first, for what would fail on the server or answer
+    wrongly there: labels, settings, a handler's classes and imports, weights that do not fit.
 
     Args:
         name: the archive's name; the file is `<name>.mar`.
         handler: a Python file, or the name of one of TorchServe's own handlers ("image_classifier").
         model_dir: a folder from `export_model`: model.safetensors becomes the serialized file, all other
-            files become extra files. None for another kind of model, or for no model.
+            files and folders become extra files. None for another kind of model, or for no model.
         model_file: the Python file that defines the model's class, and no other class. TorchServe's
             BaseHandler calls the class without arguments and loads the serialized file into it.
         serialized_file: with a model file, its state_dict; else TorchScript (.pt), or what the handler's
@@ -343,14 +343,14 @@ def lay_out(
 ) -> None:
     """Writes the files that an archive of these files would unpack to, without packing an archive.
 
-    The files' content is not checked, so that tests can see what a handler does with a broken model.
+    The files are copies: what is done to them changes none of yours. The files' content is not checked, so that tests can see what a handler does with a broken model.
 
     Args:
         folder: the folder to write into; made if it is not there.
         handler, model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
 
     Raises:
-        ArchiveError: a file is missing, or two have one name.
+        ArchiveError: a file is missing or can't be read, two have one name, or the folder can't be written.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())

@@ -77,8 +77,8 @@ def _clone(file: Path, target: Path) -> bool:
 def unreadable(path: Path, error: OSError) -> ArchiveError:
     """Returns the error for a file that can't be read, or for a path that leads to no file.
 
-    >>> unreadable(Path("weights.pt"), PermissionError(errno.EACCES, "Permission denied"))
-    ArchiveError('weights.pt can't be read: Permission denied. Give yourself the right to read it.')
+    >>> print(unreadable(Path("weights.pt"), PermissionError(errno.EACCES, "Permission denied")))
+    weights.pt can't be read: Permission denied. Give yourself the right to read it.
     """
     if path.is_symlink() and not path.exists():
         return ArchiveError(f"{path} is a link to {path.readlink()}, which is not there. Remove or fix it.")
