@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import shutil
 import struct
 import sys
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from tutorial_lib.archive import (
     read_settings,
     unpack,
 )
-from tutorial_lib.testing import run_handler
+from tutorial_lib.testing import check_handler, run_handler
 
 HANDLER = "def handle(data, context):\n    return data and [1] * len(data)\n"
 
@@ -262,7 +266,7 @@ def test_nothing_is_unpacked_over_other_files(parts: dict[str, Any], tmp_path: P
         unpack(archive, tmp_path / "out")
 
 
-def test_a_new_version_links_large_files_and_leaves_the_old_one_as_it_is(tmp_path: Path) -> None:
+def test_a_new_version_copies_all_files_and_leaves_the_old_one_as_it_is(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for name, content in {"h.py": HANDLER, "s.yaml": "a: 1", "weights": "x" * 2_000_000}.items():
         (tmp_path / name).write_text(content)
@@ -275,8 +279,9 @@ def test_a_new_version_links_large_files_and_leaves_the_old_one_as_it_is(tmp_pat
     (tmp_path / "s.yaml").write_text("a: 2")
     (tmp_path / "tools" / "__init__.py").write_text("a = 2")
     (tmp_path / "w2").write_text("new weights")
+    (tmp_path / "m.py").write_text("class Net:\n    pass\n")
     edited = {"handler": tmp_path / "edited.py", "config_file": tmp_path / "s.yaml"}
-    edited |= {"serialized_file": tmp_path / "w2", "model_file": tmp_path / "h.py"}
+    edited |= {"serialized_file": tmp_path / "w2", "model_file": tmp_path / "m.py"}
     new_version(old, new, version="1.1", **edited, extra_files=[tmp_path / "tools"])
     assert contents(old) == before
     assert read_settings(new) == {"a": 2}
@@ -285,12 +290,12 @@ def test_a_new_version_links_large_files_and_leaves_the_old_one_as_it_is(tmp_pat
         "modelName": "model",
         "modelVersion": "1.1",
         "handler": "edited.py",
-        "modelFile": "h.py",
+        "modelFile": "m.py",
         "serializedFile": "w2",
         "configFile": "s.yaml",
     }
     assert (new / "w2").read_text() == "new weights"
-    assert (new / "weights").samefile(old / "weights") and not (new / "h.py").samefile(old / "h.py")
+    assert not any((new / name).samefile(old / name) for name in ("weights", "h.py"))
     assert (new / "tools" / "__init__.py").read_text() == "a = 2"
     for change in ({"handler": "gone.py"}, {"extra_files": ["gone"]}):
         with pytest.raises(ArchiveError, match="There is no file gone"):
@@ -428,3 +433,140 @@ def test_the_readers_own_model_is_served_as_run_handler_says(
         finally:
             server.management.unregister(name)
     assert set(answer) == {"Bad", "Good"}
+
+
+# Copies, and files that can't be copied
+
+
+WRITES = """
+from pathlib import Path
+
+def handle(data, context):
+    folder = Path(context.system_properties["model_dir"])
+    if data is None:
+        for file in folder.rglob("*.bin"):
+            file.write_bytes(b"converted")
+        return None
+    return [(folder / "large.bin").read_text()] * len(data)
+"""
+
+
+def test_a_handler_that_writes_into_its_folder_changes_no_file_of_the_author(tmp_path: Path) -> None:
+    """Large files and small ones, files in folders and behind links, on this disk and on another one."""
+    (tmp_path / "h.py").write_text(WRITES)
+    (tmp_path / "tools").mkdir()
+    originals = [tmp_path / name for name in ("large.bin", "small.bin", "tools/large.bin", "behind.bin")]
+    for file in originals:
+        file.write_bytes(b"o" * (10 if "small" in file.name else 2_000_000))
+    originals[0].chmod(0o640)
+    (tmp_path / "tools" / "link.bin").symlink_to(originals[3])
+    files: dict[str, Any] = {"handler": tmp_path / "h.py"}
+    files["extra_files"] = [tmp_path / name for name in ("large.bin", "small.bin", "tools")]
+    assert run_handler(requests=[{"body": "a"}], **files)[0].body == "converted"
+    assert str(check_handler(samples=["a"], **files))
+    lay_out(tmp_path / "here", **files)
+    for file in (tmp_path / "here").rglob("*.bin"):
+        assert not file.is_symlink() and file.stat().st_nlink == 1
+    assert (tmp_path / "here" / "large.bin").stat().st_mode & 0o777 == 0o640
+    assert all(set(file.read_bytes()) == {ord("o")} for file in originals)
+
+
+def test_a_model_folder_is_packed_with_its_folders(parts: dict[str, Any], tmp_path: Path) -> None:
+    """As sentence-transformers writes it; what torch-model-archiver leaves out stays out everywhere."""
+    folder = parts["model_dir"]
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", ".cache/a"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(WEIGHTS if name.endswith("s") else b"{}")
+    unpack(build_archive("m", **parts), tmp_path / "unpacked")
+    assert {"modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"} <= set(
+        contents(tmp_path / "unpacked")
+    )
+    assert not (tmp_path / "unpacked" / ".cache").exists()
+
+
+def circle(source: Path) -> None:
+    (source / "tools" / "again").symlink_to(source / "tools")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (circle, "again is a link to a folder that it lies in itself"),
+        (
+            lambda source: (source / "tools" / "a").symlink_to("gone"),
+            "a is a link to gone, which is not there",
+        ),
+        (lambda source: (source / "tools" / "a").symlink_to("a"), r"tools/a (is a link to a|can't be read)"),
+        (lambda source: os.mkfifo(source / "tools" / "pipe"), "pipe is neither a file nor a folder"),
+        (
+            lambda source: (source / "tools" / "words.py").chmod(0),
+            "words.py can't be read: Permission denied",
+        ),
+        (lambda source: (source / "tools").chmod(0), "tools.* can't be read: Permission denied"),
+        (lambda source: (source / "model" / "config.json").chmod(0), "config.json can't be read: Permission"),
+    ],
+)
+def test_what_can_not_be_copied_names_its_cause_everywhere(
+    damage: Callable[[Path], None], sentence: str, parts: dict[str, Any], nobody: Path
+) -> None:
+    source = Path(parts["handler"]).parent
+    damage(source)
+    with pytest.raises(ArchiveError, match=sentence):
+        build_archive("m", **parts)
+    del parts["export_path"], parts["requirements_file"]
+    with pytest.raises(ArchiveError, match=sentence):
+        run_handler(requests=[{"body": "a"}], **parts)
+    with pytest.raises(ArchiveError, match=sentence):
+        check_handler(samples=["a"], **parts)
+    (source / "tools").chmod(0o700)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[Path]:
+    """Gives up root's right to read every file, if the test runs as root."""
+    if os.geteuid() != 0:
+        yield tmp_path
+        return
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.name.startswith(("t-", "pytest-", "test_")) or folder == tmp_path:
+            folder.chmod(0o755)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 65534, 65534)
+    old = tempfile.tempdir
+    tempfile.tempdir = str(tmp_path)
+    os.seteuid(65534)
+    try:
+        yield tmp_path
+    finally:
+        os.seteuid(0)
+        tempfile.tempdir = old
+
+
+@pytest.mark.parametrize("store", ["tools", "tools/store", "model", "model/store"])
+def test_a_store_inside_a_folder_that_is_packed_is_refused(store: str, parts: dict[str, Any]) -> None:
+    parts["export_path"] = Path(parts["handler"]).parent / store
+    with pytest.raises(ArchiveError, match=r"would hold itself: export_path .* Give an export_path outside"):
+        build_archive("m", **parts)
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "No space left on device. Free some space, or name a folder on another disk"),
+        (errno.EROFS, "Read-only file system. Name a folder on a disk that can be written to"),
+        (errno.EACCES, "Permission denied. Name a folder that you may write to"),
+    ],
+)
+def test_a_folder_that_can_not_be_written_to_names_its_cause(
+    number: int, sentence: str, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    with pytest.raises(ArchiveError, match=f"The archive can't be written to .*store: {sentence}"):
+        build_archive("m", **parts)
+    del parts["export_path"], parts["requirements_file"]
+    with pytest.raises(ArchiveError, match=f"can't be written to .*: {sentence}"):
+        run_handler(requests=[{"body": "a"}], **parts)

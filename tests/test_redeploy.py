@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,11 +19,13 @@ from tutorial_lib import (
     ApiError,
     ArchiveError,
     InferenceClient,
+    ManagementClient,
     TorchServe,
     TutorialError,
     WorkerFailed,
     build_archive,
 )
+from tutorial_lib.redeploy import redeploy
 
 HANDLER = (ROOT / "handler.py").read_text()
 SAMPLE = {"input": ["I love this!"]}
@@ -31,6 +37,23 @@ def handle(data, context):
     if data:
         time.sleep(0.3)
         return ["{answer}"] * len(data)
+"""
+
+# Loads its weights by a fixed name, as from_pretrained does. Writes into its own folder, as some handlers do.
+OWN_WEIGHTS = """
+from pathlib import Path
+
+def handle(data, context):
+    folder = Path(context.system_properties["model_dir"])
+    if data is None:
+        weights = (folder / "model.safetensors").read_bytes()
+        handle.answer = answer = weights[-4:].decode()
+        (folder / "model.safetensors").write_bytes(weights[:-4] + b"used")
+        for file in folder.glob("*.bin"):
+            file.write_bytes(b"converted")
+        assert answer != "bad!"
+        return None
+    return [handle.answer] * len(data)
 """
 
 GATED = """
@@ -68,13 +91,13 @@ def weights(server: TorchServe) -> Path:
     return Path(psutil.Process(worker["pid"]).cwd()) / "model.safetensors"
 
 
-def test_an_edit_answers_and_the_weights_are_not_copied(running: TorchServe, tmp_path: Path) -> None:
+def test_an_edit_answers_and_the_weights_are_a_copy(running: TorchServe, tmp_path: Path) -> None:
     file = edited(tmp_path, 'else best["label"]', 'else best["label"].upper()')
-    inode = weights(running).stat().st_ino
+    inode, content = weights(running).stat().st_ino, weights(running).read_bytes()
     running.management.scale("my_model", min_worker=2)
     assert running.redeploy("my_model", handler=file) == "1.1"
     assert running.inference.predict("my_model", SAMPLE) == ["POSITIVE"]
-    assert weights(running).stat().st_ino == inode
+    assert weights(running).stat().st_ino != inode and weights(running).read_bytes() == content
     eventually(lambda: versions(running) == ["1.1"])
     described = running.management.describe("my_model")
     assert len(described["workers"]) == 2 and described["batchSize"] == 32
@@ -121,6 +144,129 @@ def test_what_cannot_be_redeployed_gets_a_sentence(running: TorchServe, mar: Pat
         running.redeploy("no_model", handler=ROOT / "handler.py")
     with pytest.raises(TutorialError, match="not running"):
         TorchServe(models={"my_model": mar}).redeploy("my_model")
+
+
+def safetensors(path: Path, data: str) -> Path:
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, and beside it a handler that overwrites the weights in its own folder."""
+    folder = tmp_path_factory.mktemp("own") / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    safetensors(folder / "model.safetensors", "old!")
+    (folder.parent / "own_handler.py").write_text(OWN_WEIGHTS)
+    return folder
+
+
+@pytest.fixture
+def own(running: TorchServe, own_model: Path) -> Iterator[TorchServe]:
+    """The running server with the model "own", registered from a folder archive."""
+    archive = build_archive(
+        "own",
+        handler=own_model.parent / "own_handler.py",
+        model_dir=own_model,
+        export_path=own_model.parent / "store",
+        archive_format="no-archive",
+    )
+    running.management.register(archive.absolute(), "own")
+    yield running
+    for described in running.management.describe_all("own"):
+        with contextlib.suppress(ApiError):  # the default version goes last
+            running.management.unregister("own", described["modelVersion"])
+    with contextlib.suppress(ApiError):
+        running.management.unregister("own")
+    for folder in folder_of_versions(running).glob("own-*"):
+        shutil.rmtree(folder)
+
+
+def own_versions(server: TorchServe) -> list[str]:
+    return [description["modelVersion"] for description in server.management.describe_all("own")]
+
+
+def folders(server: TorchServe) -> list[str]:
+    """The versions that the server keeps files of."""
+    return sorted(folder.name.split("-")[1] for folder in folder_of_versions(server).glob("own-*"))
+
+
+def folder_of_versions(server: TorchServe) -> Path:
+    assert server._folder is not None
+    return server._folder / "versions"
+
+
+def test_new_weights_answer_under_another_name_and_the_authors_files_stay(
+    own: TorchServe, own_model: Path, tmp_path: Path
+) -> None:
+    tuned = safetensors(tmp_path / "tuned.safetensors", "new!")
+    (tmp_path / "large.bin").write_bytes(b"x" * 2_000_000)
+    assert own.inference.predict("own", b"a") == "old!"
+    own.redeploy("own", serialized_file=tuned, extra_files=[tmp_path / "large.bin"])
+    assert own.inference.predict("own", b"a") == "new!"
+    safetensors(tuned, "bad!")
+    with pytest.raises(WorkerFailed, match="AssertionError"):
+        own.redeploy("own", serialized_file=tuned)
+    assert own.inference.predict("own", b"a") == "new!"
+    assert tuned.read_bytes().endswith(b"bad!") and (tmp_path / "large.bin").read_bytes() == b"x" * 2_000_000
+    assert (own_model / "model.safetensors").read_bytes().endswith(b"old!")
+    eventually(lambda: folders(own) == ["1.1"] and own_versions(own) == ["1.1"])
+
+
+def test_redeploys_at_once_wait_for_each_other(own: TorchServe, own_model: Path, tmp_path: Path) -> None:
+    """Four threads, and two processes: each gets a version of its own, and the last one is left."""
+    files = [safetensors(tmp_path / f"{number}.safetensors", f"nr {number}") for number in range(6)]
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+
+    def in_process(file: Path) -> None:
+        client = ManagementClient(own.management_address, token=own.token("management"))
+        log, folder = own.log_dir / "console.log", folder_of_versions(own)
+        answers.put(redeploy(client, log, folder, "own", serialized_file=file))
+
+    processes = [context.Process(target=in_process, args=(file,)) for file in files[:2]]
+    for process in processes:
+        process.start()
+    with ThreadPoolExecutor(4) as pool:
+        versions = [*pool.map(lambda file: own.redeploy("own", serialized_file=file), files[2:])]
+    for process in processes:
+        process.join(120)
+        versions.append(answers.get(timeout=60))
+    assert sorted(versions) == [f"1.{number}" for number in range(1, 7)]
+    eventually(lambda: own_versions(own) == ["1.6"])
+    assert own.inference.predict("own", b"a").startswith("nr ")
+    eventually(lambda: folders(own) == ["1.6"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"handler": ("h.py", "def handle(:")}, "is not Python"),
+        (
+            {"handler": ("h.py", "import beside\ndef handle(data, context):\n    return data")},
+            "beside.py is not",
+        ),
+        ({"handler": ("h.py", "a = 1")}, "defines no class and no function handle"),
+        ({"config_file": ("a.yaml", "batch_size: 8")}, "Write batchSize"),
+        ({"model_file": ("m.py", "a = 1")}, "must define exactly one class"),
+        ({"serialized_file": ("w.safetensors", "cut off")}, "cut off or not safetensors"),
+        ({"extra_files": ("index_to_name.json", "{")}, "is not JSON"),
+        ({"extra_files": ("json.py", "")}, "in place of the module json"),
+    ],
+)
+def test_it_checks_what_build_archive_checks(
+    change: dict[str, tuple[str, str]], sentence: str, own: TorchServe, tmp_path: Path
+) -> None:
+    (tmp_path / "beside.py").write_text("")
+    arguments: dict[str, Any] = {}
+    for key, (name, text) in change.items():
+        (tmp_path / name).write_text(text)
+        arguments[key] = [tmp_path / name] if key == "extra_files" else tmp_path / name
+    with pytest.raises(ArchiveError, match=sentence):
+        own.redeploy("own", **arguments)
+    assert own_versions(own) == ["1.0"] and folders(own) == []
 
 
 def test_requests_under_way_are_not_lost(tmp_path: Path) -> None:

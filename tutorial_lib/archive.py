@@ -20,7 +20,17 @@ from typing import Any, Literal
 
 import yaml
 
-from tutorial_lib.archive_inputs import Inputs, check, check_loads, check_path, gather, is_built_in
+from tutorial_lib.archive_files import copy, writing
+from tutorial_lib.archive_inputs import (
+    Inputs,
+    check,
+    check_loads,
+    check_path,
+    gather,
+    gather_version,
+    is_built_in,
+    loads_with_torchserve,
+)
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
@@ -30,7 +40,6 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 NAME_ADVICE = "Use letters, digits, '_', '-' and '.', and begin with a letter or a digit."
 _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".tar.gz"}
 _MANIFEST = "MAR-INF/MANIFEST.json"
-_LARGE = 1_000_000  # bytes; smaller files of a version are copied for the next one, not linked
 # The errors that reading a broken archive raises.
 _UNREADABLE = (
     OSError,
@@ -62,14 +71,14 @@ def build_archive(
 
     A model is a folder from `export_model`, or your own: weights with the Python file that defines their
     class, TorchScript, or any file that the handler loads itself. An earlier archive of that name is replaced
-    when the new one is complete. The files are checked first: the archiver accepts a label map that lacks a
-    label, and the server then fails on that label.
+    when the new one is complete. The files are checked first, for what would fail on the server or answer
+    wrongly there: labels, settings, a handler's classes and imports, weights that do not fit.
 
     Args:
         name: the archive's name; the file is `<name>.mar`.
         handler: a Python file, or the name of one of TorchServe's own handlers ("image_classifier").
         model_dir: a folder from `export_model`: model.safetensors becomes the serialized file, all other
-            files become extra files. None for another kind of model, or for no model.
+            files and folders become extra files. None for another kind of model, or for no model.
         model_file: the Python file that defines the model's class, and no other class. TorchServe's
             BaseHandler calls the class without arguments and loads the serialized file into it.
         serialized_file: with a model file, its state_dict; else TorchScript (.pt), or what the handler's
@@ -108,21 +117,19 @@ def build_archive(
     store = check_path("export_path", export_path)
     if store is None:
         raise ArchiveError("export_path is None. Give a path.")
+    _check_store(store, inputs)
     archive = store / f"{name}{_SUFFIX[archive_format]}"
-    try:
+    with writing("The archive", store):
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as folder:
             scratch = Path(folder).absolute()
-            _write(scratch / "unpacked", inputs)
-            check_loads(scratch / "unpacked", inputs)
+            if loads_with_torchserve(inputs.handler):
+                _write(scratch / "unpacked", inputs)
+                check_loads(scratch / "unpacked", inputs)
+                shutil.rmtree(scratch / "unpacked")
             options = ["--model-name", name, "--version", version, "--archive-format", archive_format]
             _run_archiver([*options, *_file_options(inputs, scratch)], scratch)
             _replace(archive, scratch / "out" / archive.name)
-    except OSError as error:
-        raise ArchiveError(
-            f"The archive can't be written to {store}: {error.strerror or error}. Is it a folder "
-            "that you may write to, with room for the model?"
-        ) from error
     return archive
 
 
@@ -288,6 +295,12 @@ def python_files(archive: str | Path) -> set[str]:
     }
 
 
+def read_code(archive: str | Path) -> str:
+    """Returns the text of the archive's `python_files`, one after the other."""
+    names = sorted(python_files(archive))
+    return "\n".join(_read_file(Path(archive), name).decode("utf-8", errors="replace") for name in names)
+
+
 def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpacks an archive as TorchServe does: its files lie directly in `folder`, which appears when complete.
 
@@ -330,14 +343,14 @@ def lay_out(
 ) -> None:
     """Writes the files that an archive of these files would unpack to, without packing an archive.
 
-    The files' content is not checked, so that tests can see what a handler does with a broken model.
+    The files are copies: what is done to them changes none of yours. The files' content is not checked, so that tests can see what a handler does with a broken model.
 
     Args:
         folder: the folder to write into; made if it is not there.
         handler, model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
 
     Raises:
-        ArchiveError: a file is missing, or two have one name.
+        ArchiveError: a file is missing or can't be read, two have one name, or the folder can't be written.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -353,7 +366,8 @@ def lay_out(
         extra_files=extra_files,
         config_file=config_file,
     )
-    _write(Path(folder), inputs)
+    with writing("The files", Path(folder)):
+        _write(Path(folder), inputs)
 
 
 def new_version(
@@ -369,18 +383,18 @@ def new_version(
 ) -> None:
     """Copies an unpacked archive as a new version, with edited files in place of their old ones.
 
-    Files of 1 MB and more are hard links, so that weights are neither packed nor copied; smaller ones are
-    copied, so that a later edit of the source does not change the new version.
+    All files are copied, so that what the new version does with its files changes neither the old version nor
+    the edited files. They are checked first, as in `build_archive`.
 
     Args:
         source: the unpacked archive.
-        target: the folder to make.
+        target: the folder to make; it may exist already, but must be empty.
         version: the new version.
         handler, model_file, serialized_file, config_file, extra_files: the edited files; leave
-            out those that stay.
+            out those that stay. New weights replace the old ones, and take their name.
 
     Raises:
-        ArchiveError: a file is missing, or `source` is no unpacked archive.
+        ArchiveError: a file is missing or wrong, or `source` is no unpacked archive.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -389,32 +403,28 @@ def new_version(
     >>> read_manifest(folder / "new")["model"]["modelVersion"]
     '1.1'
     """
-    source, target = Path(source), Path(target)
-    single = {
+    manifest = read_manifest(source)
+    edits = {
         "handler": handler,
         "modelFile": model_file,
         "serializedFile": serialized_file,
         "configFile": config_file,
     }
-    paths = {key: check_path(key, file) for key, file in single.items()}
-    named = {key: file for key, file in paths.items() if file is not None}
-    edited = [file for file in (*named.values(), *map(Path, extra_files)) if not is_built_in(file)]
-    for file in edited:
-        if not file.exists():
-            raise ArchiveError(f"There is no file {file}. Check the path.")
-    manifest = read_manifest(source)
-    manifest["model"] |= {"modelVersion": version, **{key: file.name for key, file in named.items()}}
-    _copy(source, target)
-    for file in edited:
-        _remove(target / file.name)  # never write into a file that may be a link
-        _copy(file, target / file.name)
-    _write_manifest(target, manifest)
+    inputs = gather_version(Path(source), manifest["model"], edits, extra_files)
+    check(inputs)
+    with writing("The new version", Path(target)):
+        _write(Path(target), inputs)
+        manifest["model"] |= read_manifest(target)["model"] | {
+            "modelName": manifest["model"]["modelName"],
+            "modelVersion": version,
+        }
+        _write_manifest(Path(target), manifest)
 
 
 def _write(folder: Path, inputs: Inputs) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in inputs.files:
-        _copy(file, folder / file.name)
+        copy(file, folder / inputs.name(file))
     single = {
         "modelFile": inputs.model_file,
         "serializedFile": inputs.serialized_file,
@@ -422,27 +432,8 @@ def _write(folder: Path, inputs: Inputs) -> None:
         "requirementsFile": inputs.requirements_file,
     }
     model = {"modelName": "model", "modelVersion": "1.0", "handler": Path(inputs.handler).name}
-    model |= {key: file.name for key, file in single.items() if file is not None}
+    model |= {key: inputs.name(file) for key, file in single.items() if file is not None}
     _write_manifest(folder, {"runtime": "python", "model": model, "archiverVersion": "0.12.0"})
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copies a file or a folder; large files become links, also those in the folder."""
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        _link(str(source), str(target))
-
-
-def _link(source: str, target: str) -> None:
-    file = Path(source).resolve()  # a link to a link would be relative to another folder
-    if file.stat().st_size < _LARGE:
-        shutil.copyfile(file, target)
-        return
-    try:
-        os.link(file, target)
-    except OSError:  # the target is on another disk
-        Path(target).symlink_to(file)
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -533,16 +524,26 @@ def _check_arguments(name: str, version: str, archive_format: str) -> None:
         import_module("model_archiver")
 
 
+def _check_store(store: Path, inputs: Inputs) -> None:
+    """Checks that the archive is not written into a folder that goes into the archive."""
+    for folder in (*inputs.extra_files, inputs.model_dir):
+        if folder is not None and folder.is_dir() and store.resolve().is_relative_to(folder.resolve()):
+            raise ArchiveError(
+                f"The archive would hold itself: export_path {store} is in {folder}, which goes into the "
+                "archive. Give an export_path outside of that folder."
+            )
+
+
 def _file_options(inputs: Inputs, scratch: Path) -> list[str]:
     """Returns the archiver's options for files.
 
     The archiver flattens folders among the extra files and splits their paths at commas. So the extra files
-    are linked into one folder under their own names, which keeps folders and commas.
+    are copied into one folder under their own names, which keeps folders and commas.
     """
     extras = scratch / "extra"
     extras.mkdir()
     for file in inputs.extra_files:
-        (extras / file.name).symlink_to(file.resolve())
+        copy(file, extras / file.name)
     single = {
         "--model-file": inputs.model_file,
         "--serialized-file": inputs.serialized_file,
@@ -580,10 +581,3 @@ def _replace(archive: Path, whole: Path) -> None:
     if archive.is_dir():
         shutil.rmtree(archive)
     whole.replace(archive)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

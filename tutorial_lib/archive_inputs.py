@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import json
 import os
 import re
-import struct
-import subprocess
-import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from tutorial_lib import archive_code, archive_loads, archive_weights
+from tutorial_lib.archive_files import files_below, is_left_out
+from tutorial_lib.archive_settings import check_settings
 from tutorial_lib.errors import ArchiveError
 
 _IMAGES = {"captum": "captum", "PIL": "pillow", "torchvision": "torchvision"}
@@ -33,26 +32,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "vllm_handler": {"vllm": "vllm"},
     "trt_llm_handler": {"tensorrt_llm": "tensorrt-llm", "transformers": "transformers"},
 }
-# What a worker imports beside the standard library, before it imports the handler.
-_IMPORTED_BY_WORKERS = (
-    "numpy",
-    "psutil",
-    "pynvml",
-    "torch",
-    "torchgen",
-    "tqdm",
-    "ts",
-    "typing_extensions",
-    "yaml",
-)
-_WHOLE_NUMBERS = (
-    "minWorkers",
-    "maxWorkers",
-    "batchSize",
-    "maxBatchDelay",
-    "responseTimeout",
-    "startupTimeout",
-)
+_SINGLE = ("modelFile", "serializedFile", "configFile", "requirementsFile")  # keys of the manifest
 _FETCH_THEIR_MODEL = ("vllm_handler", "trt_llm_handler")  # from a path in the model config
 _TOP_CLASSES = 5  # image_classifier answers with this many, and fails on a model with fewer
 
@@ -69,6 +49,7 @@ class Inputs:
         extra_files: files and folders.
         config_file: the model config (YAML).
         requirements_file: pip requirements.
+        weights_name: the name of the weights in the archive; None for the file's own.
     """
 
     handler: str
@@ -78,13 +59,24 @@ class Inputs:
     extra_files: tuple[Path, ...]
     config_file: Path | None
     requirements_file: Path | None
+    weights_name: str | None = None
 
     @property
     def files(self) -> list[Path]:
         """Every file and folder that the archive will hold."""
-        handler = None if self.handler in _BUILT_IN else Path(self.handler)
+        handler = Path(self.handler) if self.handler.endswith(".py") else None
         single = (handler, self.model_file, self.serialized_file, self.config_file, self.requirements_file)
         return [*self.extra_files, *(file for file in single if file is not None)]
+
+    def name(self, file: Path) -> str:
+        """Returns the name of one of `files` in the archive."""
+        return self.weights_name or file.name if file == self.serialized_file else file.name
+
+    @property
+    def code(self) -> str:
+        """The text of the Python files at the archive's top."""
+        sources = [file for file in self.files if file.suffix == ".py"]
+        return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in sources)
 
 
 def gather(
@@ -123,14 +115,15 @@ def gather(
     if folder is not None:
         if not folder.is_dir():
             raise ArchiveError(f"There is no model folder {folder}. Make it with export_model.")
-        exported = sorted(file for file in folder.iterdir() if file.is_file())
+        _check_no_adapter(folder)
+        exported = sorted(file for file in folder.iterdir() if file.is_file() or not is_left_out(file))
         own_weights = next((file for file in exported if file.name == "model.safetensors"), None)
         if own_weights and weights:
             raise ArchiveError(
                 f"Both {own_weights} and serialized_file={str(weights)!r} are weights. Leave one of them out."
             )
         weights = weights or own_weights
-        extras = [*(file for file in exported if file != own_weights), *extras]
+        extras = [*(file for file in exported if file not in (own_weights, weights)), *extras]
     inputs = Inputs(
         _check_handler(handler),
         folder,
@@ -140,7 +133,58 @@ def gather(
         check_path("config_file", config_file),
         check_path("requirements_file", requirements_file),
     )
-    _check_names(inputs.files)
+    _check_files(inputs)
+    return inputs
+
+
+def gather_version(
+    source: Path,
+    model: Mapping[str, Any],
+    edits: Mapping[str, str | Path | None],
+    extra_files: Sequence[str | Path],
+) -> Inputs:
+    """Gathers the files of a new version: those of an unpacked archive, and edited ones in place of the old.
+
+    Weights take the place of the old weights, and their name too if both are of one format: a handler that
+    loads model.safetensors loads the new weights.
+
+    Args:
+        source: the unpacked archive.
+        model: the "model" of its manifest.
+        edits: key of the manifest → edited file: handler, modelFile, serializedFile, configFile.
+        extra_files: more files to replace or to add.
+
+    Raises:
+        ArchiveError: a file is missing, or an argument is no path.
+    """
+    edited = {key: path for key, file in edits.items() if (path := check_path(key, file)) is not None}
+    extras = [path for file in extra_files if (path := check_path("extra_files", file)) is not None]
+    kept = {file.name: file for file in source.iterdir() if file.name not in ("MAR-INF", "__pycache__")}
+    weights_name = None
+    if weights := edited.get("serializedFile"):
+        old = kept.pop(model.get("serializedFile", ""), None)
+        shards = [name for name in kept if archive_weights.is_shard(name)]
+        kept = {name: file for name, file in kept.items() if name not in shards}
+        whole = old.name if old else "model.safetensors" if shards else weights.name
+        weights_name = whole if weights.suffix == Path(whole).suffix else None
+    handler = str(edited.get("handler") or kept.get(model["handler"], model["handler"]))
+    single = {key: edited.get(key) or kept.get(model.get(key, "")) for key in _SINGLE}
+    new = {file.name for file in (*edited.values(), *extras)} | {weights_name}
+    used = {Path(handler), *single.values()}
+    extras += [file for name, file in kept.items() if name not in new and file not in used]
+    inputs = Inputs(
+        handler,
+        None,
+        single["modelFile"],
+        single["serializedFile"],
+        tuple(extras),
+        single["configFile"],
+        single["requirementsFile"],
+        weights_name,
+    )
+    _check_files(inputs)
+    if "handler" in edited:
+        _check_handler(handler)
     return inputs
 
 
@@ -151,18 +195,47 @@ def check(inputs: Inputs) -> None:
         ArchiveError: a file is not what it should be, or does not fit another one.
     """
     if inputs.model_dir is not None:
-        _check_model_dir(inputs.model_dir)
+        _check_model_dir(inputs, inputs.model_dir)
     for file in (inputs.serialized_file, *inputs.extra_files):
         if file is not None and file.suffix == ".safetensors":
-            _check_safetensors(file)
+            archive_weights.check_safetensors(file)
+    archive_weights.check_fresh(inputs.files, inputs.serialized_file)
     if inputs.model_file is not None:
-        _check_model_file(inputs.model_file)
+        archive_code.check_model_file(inputs.model_file)
+    if inputs.handler.endswith(".py"):
+        archive_code.check_handler_file(Path(inputs.handler))
+    archive_code.check_imports(inputs.files)
     if inputs.config_file is not None:
-        _check_yaml(inputs.config_file)
+        _check_yaml(inputs.config_file, inputs.code)
     labels = next((file for file in inputs.extra_files if file.name == "index_to_name.json"), None)
-    classes = _check_labels(labels, inputs.model_dir) if labels is not None else None
+    classes = _check_labels(labels, _model_folder(inputs)) if labels is not None else None
+    _check_weights_name(inputs)
     if inputs.handler in _BUILT_IN:
         _check_built_in(inputs, classes)
+
+
+def check_loads(folder: Path, inputs: Inputs) -> None:
+    """Loads an unpacked archive once, in a process of its own, if TorchServe's own code loads the model.
+
+    A handler with its own `initialize` is not run here: `tutorial_lib.testing.check_handler` runs it.
+
+    Args:
+        folder: the unpacked archive.
+        inputs: the files that it was made of.
+
+    Raises:
+        ArchiveError: the model does not load.
+    """
+    weights, model_file = inputs.serialized_file, inputs.model_file
+    if weights is None or not loads_with_torchserve(inputs.handler):
+        return
+    name, built_in = model_file.name if model_file else None, inputs.handler in _BUILT_IN
+    try:
+        archive_loads.check_loads(folder, weights.name, name, "" if built_in else inputs.code)
+    except ArchiveError:
+        if not built_in and (weights.suffix != ".pt" or zipfile.is_zipfile(weights)):  # it is complete
+            _check_weights_of_built_in("BaseHandler", weights, model_file)
+        raise
 
 
 def is_built_in(handler: str | Path) -> bool:
@@ -204,42 +277,6 @@ def read_labels(model_dir: str | Path) -> dict[int, str]:
         raise ArchiveError(f"{file} can't be read: {error}. Export the model again.") from error
 
 
-def check_loads(folder: Path, inputs: Inputs) -> None:
-    """Loads an unpacked archive once, in a process of its own, if TorchServe's own code loads the model.
-
-    A handler with its own `initialize` is not run here: `tutorial_lib.testing.check_handler` runs it.
-
-    Args:
-        folder: the unpacked archive.
-        inputs: the files that it was made of.
-
-    Raises:
-        ArchiveError: the model does not load.
-    """
-    if inputs.serialized_file is None or not _loads_with_torchserve(inputs.handler):
-        return
-    code = "import pathlib; from tutorial_lib import worker; worker.load_service(pathlib.Path(), 'model')"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-        capture_output=True,
-        text=True,
-    )
-    cause = _last_error(run.stderr)
-    if run.returncode == 0 or (inputs.handler not in _BUILT_IN and cause.startswith("ModuleNotFoundError")):
-        return  # the server may have packages that are not here
-    if inputs.serialized_file.suffix != ".pt" or zipfile.is_zipfile(inputs.serialized_file):  # it is complete
-        _check_weights_of_built_in("BaseHandler", inputs.serialized_file, inputs.model_file)
-    fix = "Was it saved from this class, as torch.save(model.state_dict(), …)?"
-    if inputs.model_file is None:
-        fix = "Was it saved as torch.jit.script(model).save(…), with this version of torch?"
-    raise ArchiveError(
-        f"TorchServe can't load {inputs.serialized_file.name}"
-        f"{f' into the class of {inputs.model_file.name}' if inputs.model_file else ''}: {cause} {fix}"
-    )
-
-
 def check_path(name: str, value: str | Path | None) -> Path | None:
     """Returns the path that an argument names; one that ends in ".." is made absolute, so that it has a name.
 
@@ -278,71 +315,104 @@ def _check_handler(handler: str | Path) -> str:
     return name
 
 
-def _check_names(files: Sequence[Path]) -> None:
-    """Checks that files exist, and that no name is taken: by another file, since the archiver packs one flat
-    folder, or by a module that a worker imports, since it looks in that folder first.
+def _check_files(inputs: Inputs) -> None:
+    """Checks that files can be read, and that no name is taken: by another file, since the archiver packs one
+    flat folder, or by a module that a worker imports, since it looks in that folder first.
     """
     first: dict[str, Path] = {}
-    for file in files:
-        if not file.exists():
-            raise ArchiveError(f"There is no file {file}. Check the path.")
-        if file.name in first:
+    for file in inputs.files:
+        name = inputs.name(file)
+        for _ in files_below(file, name):
+            pass  # raises an error for what can't be read
+        if name in first:
             raise ArchiveError(
-                f"{first[file.name]} and {file} have the same name, and an archive is one flat "
+                f"{first[name]} and {file} have the same name, and an archive is one flat "
                 "folder. Rename one of them."
             )
-        first[file.name] = file
-        if file.suffix == ".py" or (file / "__init__.py").is_file():
-            module = file.name.removesuffix(".py")
-            if module in sys.stdlib_module_names or module in _IMPORTED_BY_WORKERS:
-                raise ArchiveError(
-                    f"A worker would import {file} in place of the module {module} that Python and "
-                    "TorchServe need themselves. Give it another name."
-                )
+        first[name] = file
+        archive_code.check_taken(file)
 
 
-def _check_model_dir(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ArchiveError(f"There is no config.json in {folder}. Name a folder that export_model wrote.")
-    if not any(folder.glob("*.safetensors")):
+def _check_no_adapter(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    if file.is_file():
+        base = _read_json(file).get("base_model_name_or_path") or "its base model"
         raise ArchiveError(
-            f"There are no safetensors weights in {folder}. Export the model again: export_model "
-            "turns older formats into model.safetensors."
+            f"{folder} holds a LoRA adapter (adapter_config.json), not a whole model: it changes the weights "
+            f"of {base}. Merge both: PeftModel.from_pretrained(base_model, adapter).merge_and_unload(); then "
+            "save the result and its tokenizer with save_pretrained, and give the folder of the result."
         )
 
 
-def _check_safetensors(file: Path) -> None:
-    """Reads the file's header: its length (8 bytes, little-endian), then JSON with each tensor's place."""
-    size = file.stat().st_size
+def _check_model_dir(inputs: Inputs, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ArchiveError(f"There is no config.json in {folder}. Name a folder that export_model wrote.")
+    config = _read_json(folder / "config.json")
+    auto_map = config.get("auto_map")
+    if isinstance(auto_map, dict) and not _is_known_to_transformers(config.get("model_type")):
+        modules = {str(name).partition(".")[0].rpartition("--")[2] for name in auto_map.values()}
+        if inputs.model_file is None and not any(
+            word in inputs.code for word in ("trust_remote_code", *modules)
+        ):
+            raise ArchiveError(
+                f"{folder} holds a model with Python code of its own (auto_map in config.json), which "
+                "transformers runs only with trust_remote_code=True; that is never done here. Read the code, "
+                "and pack the file of its class as model_file=, with a handler that makes the class itself."
+            )
+    archive_weights.check_one_model(folder, inputs.serialized_file)
+
+
+def _is_known_to_transformers(model_type: Any) -> bool:
     try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            if length > size:
-                raise ValueError("the header is not whole")
-            header = json.loads(content.read(length))
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        if (expected := 8 + length + max(ends, default=0)) != size:
-            raise ValueError(f"the file has {size} bytes, and its header announces {expected}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error) as error:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    except ImportError:
+        return False
+    return model_type in CONFIG_MAPPING_NAMES
+
+
+def _check_weights_name(inputs: Inputs) -> None:
+    """Checks that transformers finds the weights, if the handler leaves it to transformers to find them."""
+    weights, names = inputs.serialized_file, {inputs.name(file) for file in inputs.files}
+    if weights is None or "config.json" not in names or inputs.name(weights) == "model.safetensors":
+        return
+    code = inputs.code
+    left_to_transformers = re.search(r"AutoModel\w*\s*\.\s*from_pretrained\(", code)
+    if (
+        left_to_transformers
+        and weights.suffix == ".safetensors"
+        and not re.search(rf"serializedFile|load_file|load_model|{re.escape(weights.name)}", code)
+    ):
         raise ArchiveError(
-            f"The weights {file} are cut off or not safetensors: {error}. Export the model again."
-        ) from error
+            f"The handler loads the model with from_pretrained, which looks for model.safetensors, not for "
+            f"{weights.name}. Rename {weights}."
+        )
 
 
-def _check_yaml(file: Path) -> None:
+def _model_folder(inputs: Inputs) -> Path | None:
+    """Returns the folder with the config.json of transformers; None if there is none."""
+    config = next((file for file in inputs.extra_files if file.name == "config.json"), None)
+    if inputs.model_dir or (config and "model_type" in _read_json(config)):
+        return inputs.model_dir or (config.parent if config else None)
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; {} if there is none: what reads the file reports that."""
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_yaml(file: Path, code: str) -> None:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{file} is not YAML: {error}. Fix it first.") from error
-    if not isinstance(config, dict):
+    if not isinstance(settings, dict):
         raise ArchiveError(f"{file} has no settings (key: value). Fix it, or leave it out.")
-    for key in _WHOLE_NUMBERS:  # TorchServe takes its default for a value that it can't read
-        value = config.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ArchiveError(f"{file} has {key}: {value!r}. Give a whole number.")
-    minimum, maximum = config.get("minWorkers", 0), config.get("maxWorkers", 0)
-    if maximum and minimum > maximum:
-        raise ArchiveError(f"{file} has minWorkers: {minimum} and maxWorkers: {maximum}. Raise maxWorkers.")
+    check_settings(settings, str(file), code)
 
 
 def _check_labels(file: Path, model_dir: Path | None) -> list[str]:
@@ -370,37 +440,6 @@ def _check_labels(file: Path, model_dir: Path | None) -> list[str]:
                 "Give each class of the model one label."
             )
     return [*labels]
-
-
-def _check_model_file(file: Path) -> None:
-    """Checks that a model file defines one class, which TorchServe can call with no arguments."""
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ArchiveError(f"The model file {file} is not Python: {error}. Fix it first.") from error
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    if len(classes) != 1:
-        found = ", ".join(node.name for node in classes) or "none"
-        raise ArchiveError(
-            f"The model file {file} must define exactly one class, the model; it defines {found}. Move the "
-            "others into a file of their own and add that to extra_files (all of it, if your handler builds "
-            "the model itself)."
-        )
-    if needed := _required_arguments(classes[0]):
-        raise ArchiveError(
-            f"TorchServe makes the model as {classes[0].name}(), and its __init__ needs {', '.join(needed)}. "
-            "Give each a default."
-        )
-
-
-def _required_arguments(node: ast.ClassDef) -> list[str]:
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            positional = [argument.arg for argument in (*item.args.posonlyargs, *item.args.args)][1:]
-            required = positional[: max(0, len(positional) - len(item.args.defaults))]
-            pairs = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
-            return [*required, *(argument.arg for argument, default in pairs if default is None)]
-    return []
 
 
 def _check_built_in(inputs: Inputs, classes: Sequence[str] | None) -> None:
@@ -458,35 +497,19 @@ def _check_weights_of_built_in(handler: str, weights: Path, model_file: Path | N
             "TorchScript, torch.jit.script(model).save('model.pt'); or give handler= a file whose "
             f"initialize() loads {suffix or 'it'}."
         )
-    if not _is_torchscript(weights):
+    if not archive_loads.is_torchscript(weights):
         raise ArchiveError(
             f"{weights.name} holds weights without their architecture. Give the model's class too, as "
             "model_file=, or save the model as TorchScript: torch.jit.script(model).save('model.pt')."
         )
 
 
-def _is_torchscript(file: Path) -> bool:
-    with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(file) as content:
-        return any(name.endswith("/constants.pkl") for name in content.namelist())
-    return False
-
-
-def _loads_with_torchserve(handler: str) -> bool:
+def loads_with_torchserve(handler: str) -> bool:
     if handler in _BUILT_IN:
         return handler not in _FETCH_THEIR_MODEL
     source = Path(handler).read_text(encoding="utf-8", errors="replace")
     own = re.search(r"def (initialize|_load_\w+)\b|^(async )?def handle\b", source, re.MULTILINE)
     return "ts.torch_handler" in source and own is None
-
-
-def _last_error(stderr: str) -> str:
-    """Returns the last exception of a program's output, on one line."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    start = max(
-        (i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), default=-1
-    )
-    text = " ".join(line.strip() for line in lines[start:]) or "no reason was given"
-    return text[:500].rstrip(".") + "."
 
 
 def _installed(module: str) -> bool:

@@ -1,8 +1,9 @@
 """Replaces files of a model on a running server by edited ones: `TorchServe.redeploy`.
 
 The new version is a folder, not a .mar: a copy of the running version's unpacked files, with the edited files
-in place of the old ones. Large files are hard links, so 540 MB of weights are neither packed nor copied. The
-old version answers until the new one does, and is unregistered when its last answer is sent.
+in place of the old ones. The copies are files of their own, so neither version can change the files of the
+other, or yours. The old version answers until the new one does, and is unregistered when its last answer is
+sent. Several redeploys of one server at once wait for each other.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import contextlib
 import logging
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,6 +25,7 @@ from tutorial_lib.archive import new_version
 from tutorial_lib.client import ManagementClient, ModelDescription
 from tutorial_lib.console_log import read_since
 from tutorial_lib.errors import ApiError, TutorialError, WorkerFailed
+from tutorial_lib.extras import extra
 from tutorial_lib.logs import wait_for_traceback
 
 _LOG_BYTES = 1_000_000  # read from the log's end; enough for the last batch of each worker
@@ -61,41 +65,56 @@ def redeploy(
     Traceback (most recent call last):
     tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/models/my_model...
     """
+    edits: dict[str, Any] = {
+        "handler": handler,
+        "model_file": model_file,
+        "serialized_file": serialized_file,
+        "config_file": config_file,
+        "extra_files": extra_files,
+    }
+    with extra("serving", "redeploy"):
+        from filelock import FileLock
+    management.describe(model)  # an unknown model, or no server, is an error before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # held by one redeploy of this server, in whatever thread or process
+        return _replace(management, log, folder, model, edits, timeout)
+
+
+def _replace(
+    management: ManagementClient, log: Path, folder: Path, model: str, edits: dict[str, Any], timeout: float
+) -> str:
     old = management.describe(model)
     taken = {description["modelVersion"] for description in management.describe_all(model)}
     version = next_version(old["modelVersion"], taken)
     source = _unpacked(old)
-    target = folder / f"{model}-{version}"
+    keep_settings = edits["config_file"] is None  # else that file sets the number of workers
+    target = Path(tempfile.mkdtemp(prefix=f"{model}-{version}-", dir=folder))
     try:
-        new_version(
-            source,
-            target,
-            version=version,
-            handler=handler,
-            model_file=model_file,
-            serialized_file=serialized_file,
-            config_file=config_file,
-            extra_files=extra_files,
-        )
-        _register(management, log, target, old, version, timeout, keep_settings=config_file is None)
-        if config_file is None:  # else that file sets the number of workers
-            management.scale(
-                model,
-                version=version,
-                min_worker=old["minWorkers"],
-                max_worker=old["maxWorkers"],
-                timeout=timeout,
-            )
+        new_version(source, target, version=version, **edits)
+        try:
+            _register(management, log, target, old, version, timeout, keep_settings)
+            if keep_settings:
+                management.scale(
+                    model,
+                    version=version,
+                    min_worker=old["minWorkers"],
+                    max_worker=old["maxWorkers"],
+                    timeout=timeout,
+                )
+            management.set_default(model, version)
+        except BaseException as error:
+            if not (isinstance(error, ApiError) and error.status == 409):  # else another client's version
+                with contextlib.suppress(ApiError):
+                    management.unregister(model, version)
+            raise
     except BaseException:
-        with contextlib.suppress(ApiError):
-            management.unregister(model, version)
         shutil.rmtree(target, ignore_errors=True)
         raise
-    management.set_default(model, version)
     _logger.info("%s %s answers in place of %s", model, version, old["modelVersion"])
-    # The new version answers, so the caller need not wait for the old version's last requests.
+    # The new version answers, so the caller need not wait for the old version's last requests. This process
+    # does before it ends: else the old version would be left.
     files = source if source.parent == folder else None
-    threading.Thread(target=_retire, args=(management, log, old, files, timeout), daemon=True).start()
+    threading.Thread(target=_retire, args=(management, log, old, files, timeout)).start()
     return version
 
 

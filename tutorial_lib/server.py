@@ -279,19 +279,20 @@ class TorchServe(ModelServer):
     ) -> str:
         """Replaces files of a running model by edited ones, without packing its weights again.
 
-        The edited files become a new version, which is loaded beside the old one (both need memory) and made
-        the default. The old version answers until then. It finishes the requests that it has begun, and is
-        unregistered in the background, some tenths of a second later: no request is lost. If the edit is
-        broken, the old version goes on answering. The archive in the model store does not change: call
-        `build_archive` when the edit is good.
+        The edited files and copies of the others become a new version, which is checked as `build_archive`
+        does, loaded beside the old one (both need memory and disk), and made the default. The old version
+        answers until then, finishes the requests that it has begun, and is unregistered in the background: no
+        request is lost. If the edit is broken, the old version goes on answering. Calls at the same time wait
+        for each other. The archive in the model store does not change: call `build_archive` when the edit is
+        good.
 
-        `redeploy` takes as long as a worker's start. Python needs most of that time to import torch and
-        transformers, which `TorchServe(preload=True)` saves (`make bench` measures both).
+        It takes as long as a worker's start, mostly to import torch, which `TorchServe(preload=True)` saves.
 
         Args:
             model: the name it is registered as; its default version is the one replaced.
             handler: the edited Python file.
-            model_file, serialized_file: an edited model.py, or other weights, as for `build_archive`.
+            model_file, serialized_file: an edited model.py, or other weights, as for `build_archive`. New
+                weights take the old file's name; replace a model.onnx of the old ones with `extra_files`.
             config_file: edited per-model settings; without it, settings and workers stay as they are.
             extra_files: more files to replace or add, as index_to_name.json.
             timeout: seconds to wait for the new version, and then the maximum for the old one to finish.
@@ -301,7 +302,7 @@ class TorchServe(ModelServer):
 
         Raises:
             WorkerFailed: the new version can't be loaded; the error quotes the traceback.
-            ArchiveError: a file is missing.
+            ArchiveError: a file is missing or wrong, as for `build_archive`.
             ApiError: there is no such model.
             TutorialError: the server was not started with model_api=True (which sha256= does not allow), or
                 the model has no worker.

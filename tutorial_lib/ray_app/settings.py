@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutorial_lib.archive import archive_sha256, read_manifest, read_settings
+from tutorial_lib.archive import archive_sha256, read_code, read_manifest, read_settings
 from tutorial_lib.archive_inputs import missing_packages
+from tutorial_lib.archive_settings import DEFAULTS, check_settings
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
@@ -18,18 +19,6 @@ with extra("ray", "tutorial_lib.ray_app"):
 
 MAX_REQUEST_SIZE = 6_553_500  # bytes; TorchServe's default
 
-# TorchServe's own defaults.
-_DEFAULTS: dict[str, Any] = {
-    "minWorkers": 1,
-    "batchSize": 1,
-    "maxBatchDelay": 100,  # ms
-    "responseTimeout": 120,  # s
-    "startupTimeout": 120,  # s
-    "jobQueueSize": 100,
-    "deviceType": "",
-}
-_MAY_BE_ZERO = ("minWorkers", "maxBatchDelay")
-_ENVELOPES = ("body", "json", "kserve", "kservev2")
 # Settings that change how TorchServe's frontend talks to a worker.
 _ONLY_TORCHSERVE = (
     "continuousBatching",
@@ -98,7 +87,7 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
     manifest = read_manifest(mar)["model"]
     settings = read_settings(mar)
     archive = Path(mar).absolute()
-    _check_values(archive, settings)
+    check_settings(settings, archive.name, read_code(archive))
     _check_supported(archive, settings)
     return Model(
         archive=archive,
@@ -108,24 +97,9 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
         version=str(manifest.get("modelVersion", "1.0")),
         requirements=manifest.get("requirementsFile"),
         envelope=settings.get("service_envelope"),
-        settings=_DEFAULTS | settings,
+        settings=DEFAULTS | settings,
         max_request_size=max_request_size,
     )
-
-
-def _check_values(archive: Path, settings: dict[str, Any]) -> None:
-    for key in ("maxWorkers", *_DEFAULTS):
-        value, minimum = settings.get(key, 1), 0 if key in _MAY_BE_ZERO else 1
-        if key != "deviceType" and (type(value) is not int or value < minimum):
-            raise ArchiveError(
-                f"{archive.name} sets {key} to {value!r}. Give a whole number of at least {minimum}."
-            )
-    envelope = settings.get("service_envelope")
-    if envelope is not None and envelope not in _ENVELOPES:
-        raise ArchiveError(
-            f"{archive.name} sets service_envelope to {envelope!r}. Give one of {', '.join(_ENVELOPES)}, or "
-            "remove it."
-        )
 
 
 def _check_supported(archive: Path, settings: dict[str, Any]) -> None:
