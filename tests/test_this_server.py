@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def chain(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """Its tokens expire after 6 s; it speaks https, with a certificate in a folder whose name Java escapes."""
+    """Tokens that expire after 6 s, and https with a certificate in a folder whose name Java escapes."""
     folder = tmp_path_factory.mktemp("für") / "😀"
     folder.mkdir()
     config = {**write_certificate(folder, "127.0.0.1"), "token_expiration_min": 0.1}

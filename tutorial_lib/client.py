@@ -384,8 +384,8 @@ class InferenceClient(_Client):
             headers: more headers, such as {"X-Request-Id": "7"}; a Content-Type wins over that of `data`.
             version: a version; None for the model's default one.
             timeout: seconds to wait for the answer; with retries, for each answer.
-            retries: how often to send again. If this request itself kills the worker, each retry kills
-                another worker.
+            retries: how often to send again. If this request itself ends the worker, each retry ends another
+                one (see `is_retryable`).
 
         Returns:
             The answer's JSON; its text if it is not JSON; its bytes if it is neither, as a picture (see
@@ -779,6 +779,12 @@ def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
 
 def is_retryable(error: ApiError) -> bool:
     """Returns whether the same prediction, sent again, may be answered.
+
+    "Worker died" has one status, 500, for several causes. If another request or the machine ended the worker,
+    a retry is answered. If this request did, by an answer above max_response_size (6,553,500 bytes by
+    default), by taking longer than responseTimeout or by crashing the handler, each retry ends another
+    worker, and with it the requests of its batch. The answer does not show the cause; the server's log does.
+    So set `retries` no higher than such a loss may cost.
 
     >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
     True
