@@ -194,13 +194,17 @@ def use(address: Any, **options: Any) -> None:
         lambda _: use("http://127.0.0.1:1", token=f"{HIDDEN}\n"),
         lambda _: use("http://127.0.0.1:1", token=[HIDDEN]),
         lambda _: KeyFile(Path("missing.json"), f"http://me:{HIDDEN}@127.0.0.1:1").token("inference"),
+        lambda _: KeyFile(keys(Path("k.json")), f"http://me:{HIDDEN}@127.0.0.1:1").refresh("inference"),
         lambda _: load_test(f"http://me:{HIDDEN}@127.0.0.1:1/", [b"a"]),
         lambda _: load_test(f"http://127.0.0.1:1/?token={HIDDEN}", [b"a"]),
         lambda fake: load_test(fake.address, [b"a"], headers={"Authorization": f"Bearer {HIDDEN}"}),
     ],
 )
-def test_an_address_shows_no_secret(call: Callable[[FakeServer], Any], fake: FakeServer) -> None:
+def test_an_address_shows_no_secret(
+    call: Callable[[FakeServer], Any], fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not in the message, and not in the traceback that a notebook shows."""
+    monkeypatch.chdir(tmp_path)
     fake.answers = [Reply(400, b"no")]
     with pytest.raises(ApiError) as raised:
         call(fake)

@@ -217,7 +217,7 @@ class KeyFile:
         Raises:
             ApiError: the server refused the API key, or does not answer.
         """
-        logger.info("The %s token has expired: %s renews it.", kind, self.management_address)
+        logger.info("The %s token has expired: %s renews it.", kind, mask(self.management_address))
         with new_session(self.management_address) as session:
             send(
                 session,
@@ -255,6 +255,8 @@ class KeyFile:
 
 class _Client:
     """One session to one address, with its access token. A client is a context manager.
+
+    Threads may share a client. So may processes: a fork uses connections of its own.
 
     Args:
         address: as "http://127.0.0.1:8080". The environment's proxies are used, except for this machine.

@@ -271,7 +271,7 @@ def _is_same(answer: object, label: object, tolerance: float) -> bool:
     numbers = [one for one in (answer, label) if isinstance(one, Real) and not isinstance(one, bool)]
     if len(numbers) == 2 and not all(isinstance(one, Integral) for one in numbers):
         return math.isclose(*map(float, numbers), rel_tol=tolerance, abs_tol=tolerance / 1000)
-    return bool(type(answer) is not bool or type(label) is bool) and bool(answer == label)
+    return isinstance(answer, bool) == isinstance(label, bool) and bool(answer == label)
 
 
 async def _measure(

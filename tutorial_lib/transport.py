@@ -48,7 +48,7 @@ class _Session(requests.Session):
             target = mask(str(prepared_request.url))
             raise ApiError(
                 *(0, "Redirected"),
-                f"{response.url} redirects to {target}, another host or port. The request was not sent "
+                f"{mask(str(response.url))} redirects to {target}, another host or port. The request was not sent "
                 "there, since whoever answers there would get its body. Give the client that address if you "
                 "trust it.",
             )
@@ -101,7 +101,7 @@ def parts_of(response: requests.Response, lines: bool, timeout: float, process: 
                 yield part
                 _check_process(process)
         except OSError as error:
-            raise no_answer(error, mask(response.url), timeout) from error
+            raise no_answer(error, response.url, timeout) from error
 
 
 def _check_process(asked: int) -> None:
@@ -124,6 +124,7 @@ def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
 
 
 def no_answer(error: OSError | ValueError, url: str, timeout: float) -> ApiError:
+    url = mask(url)
     # While requests reads a body, it raises a timeout as a ConnectionError.
     if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
         return ApiError(0, "Timeout", f"No answer from {url} within {timeout:g} s.")
