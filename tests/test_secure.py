@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tutorial_lib import (
     load_test,
     read_manifest,
 )
+from tutorial_lib.client import TokenType
 
 
 @pytest.fixture(scope="module")
@@ -189,18 +191,23 @@ def test_an_expired_token_is_refused_and_the_client_renews_its_own(strict: Torch
 
 def test_a_token_that_is_asked_for_is_valid(strict: TorchServe) -> None:
     """After a rest that is longer than its life, and while it lives it stays the same."""
-    for kind, address in (("inference", strict.inference_address), ("management", strict.management_address)):
-        old = strict.token(kind)  # type: ignore[arg-type]
-        assert strict.token(kind) == old  # type: ignore[arg-type]
+    kinds: dict[TokenType, str] = {
+        "inference": f"{strict.inference_address}/ping",
+        "management": f"{strict.management_address}/models",
+    }
 
-        def is_refused(token: str = old, address: str = address) -> bool:
-            headers = {"Authorization": f"Bearer {token}"}
-            path = "/ping" if address == strict.inference_address else "/models"
-            verify = str(strict.inference._verify)
-            return requests.get(address + path, headers=headers, verify=verify, timeout=30).status_code == 400
+    def is_refused(url: str, token: str) -> bool:
+        headers = {"Authorization": f"Bearer {token}"}
+        return (
+            requests.get(url, headers=headers, verify=str(strict.inference._verify), timeout=30).status_code
+            == 400
+        )
 
-        eventually(is_refused, 20)
-        assert not is_refused(strict.token(kind))  # type: ignore[arg-type]
+    old = {kind: strict.token(kind) for kind in kinds}
+    assert {kind: strict.token(kind) for kind in kinds} == old
+    for kind, url in kinds.items():
+        eventually(partial(is_refused, url, old[kind]), 20)
+        assert not is_refused(url, strict.token(kind))
 
 
 def test_threads_share_one_token_while_it_expires_again_and_again(strict: TorchServe) -> None:

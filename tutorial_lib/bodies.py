@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from typing import Any, NamedTuple
 
@@ -100,7 +100,9 @@ def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
         raise invalid_argument("files", files, _PART_ADVICE) from error
 
 
-def _each(what: str, given: Any, is_right: Any, advice: str) -> Iterator[tuple[str, Any]]:
+def _each(
+    what: str, given: Any, is_right: Callable[[object], bool], advice: str
+) -> Iterator[tuple[str, Any]]:
     """Yields name and value of each part or field; raises ApiError for what would be lost or misread."""
     if not isinstance(given, Mapping) or (what == "files" and not given):
         raise invalid_argument(what, given, advice)

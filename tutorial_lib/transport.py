@@ -48,7 +48,7 @@ class _Session(requests.Session):
             target = mask(str(prepared_request.url))
             raise ApiError(
                 *(0, "Redirected"),
-                f"{mask(str(response.url))} redirects to {target}, another host or port. The request was not sent "
+                f"{mask(response.url)} redirects to {target}, another host or port. The request was not sent "
                 "there, since whoever answers there would get its body. Give the client that address if you "
                 "trust it.",
             )
