@@ -10,16 +10,15 @@ import pytest
 
 from tests.certificates import write_certificate
 from tests.conftest import eventually
-from tutorial_lib import ApiError, TorchServe, TutorialError, build_archive
+from tutorial_lib import ApiError, TorchServe, TutorialError, build_archive, client_of_this_server
 from tutorial_lib.server_config import ServerConfig, to_properties
-from tutorial_lib.this_server import client_of_this_server
 
 DOUBLE = """
 def handle(data, context):
     return data and [2 * int(bytes(row["body"])) for row in data]
 """
 ASK = """
-from tutorial_lib.this_server import client_of_this_server
+from tutorial_lib import client_of_this_server
 
 
 class Ask:

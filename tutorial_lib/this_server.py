@@ -1,6 +1,6 @@
 """Lets a handler ask another model of the TorchServe server that runs the handler.
 
->>> from tutorial_lib.this_server import client_of_this_server
+>>> from tutorial_lib import client_of_this_server
 """
 
 from __future__ import annotations
