@@ -11,16 +11,15 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread, Timer
-from typing import Any, NamedTuple
+from threading import Event, Timer
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fake_server import FakeServer, Reply, fake_server, keys
 from tutorial_lib import (
     Answer,
     ApiError,
@@ -39,100 +38,10 @@ from tutorial_lib import client as client_module
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
-class Seen(NamedTuple):
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def authorization(self) -> str | None:
-        return self.headers.get("authorization")
-
-
-@dataclass
-class Reply:
-    """An answer; with `parts`, a chunked one, which waits for `go` after the first part."""
-
-    status: int
-    content: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    parts: list[bytes] | None = None
-    go: Event = field(default_factory=Event)
-    breaks_off: bool = False
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Answers each call with the next of `answers`, the last one again and again."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answering)
-        self.answers: list[Reply] = [Reply(200, b"{}")]
-        self.seen: list[Seen] = []
-        self.hold: Event | None = None
-        self.left = Event()  # a client closed its connection
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def fail(self, status: int, kind: str, message: str) -> None:
-        content = json.dumps({"code": status, "type": kind, "message": message}).encode()
-        self.answers = [Reply(status, content)]
-
-
-class _Answering(BaseHTTPRequestHandler):
-    server: FakeServer
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.seen.append(Seen(self.command, self.path, headers, body))
-        if self.server.hold:
-            self.server.hold.wait(20)
-        answers = self.server.answers
-        reply = answers.pop(0) if len(answers) > 1 else answers[0]
-        self.send_response(reply.status)
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        if reply.parts is None:
-            self.send_header("Content-Length", str(len(reply.content)))
-            self.end_headers()
-            self.wfile.write(reply.content)
-        else:
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self._stream(reply, reply.parts)
-
-    def _stream(self, reply: Reply, parts: list[bytes]) -> None:
-        for part in parts:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-            reply.go.wait(20)
-        if reply.breaks_off:
-            self.close_connection = True
-            return
-        self.wfile.write(b"0\r\n\r\n")
-
-    def finish(self) -> None:
-        self.server.left.set()
-        super().finish()
-
-    do_GET = do_POST = do_PUT = do_DELETE = _answer
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    server = FakeServer()
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with fake_server() as server:
+        yield server
 
 
 # What is sent
@@ -313,55 +222,6 @@ def test_an_answer_that_breaks_off_may_be_asked_for_again(fake: FakeServer) -> N
     assert InferenceClient(fake.address).predict("m", b"", retries=1) == [1]
 
 
-# Which way a request goes
-
-
-@pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeServer) -> FakeServer:
-    """A .netrc for every host, and the fake server as the proxy, as a company's machine has them."""
-    netrc = tmp_path / "netrc"
-    netrc.write_text("default login me password netrc\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, fake.address)
-    return fake
-
-
-@pytest.mark.parametrize("token", ["secret", None])
-def test_loopback_goes_past_proxies_and_netrc(
-    token: str | None, tmp_path: Path, environment: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for address in (environment.address, environment.address.replace("127.0.0.1", "localhost")):
-        with InferenceClient(address, token=token) as client:
-            assert client.ping() == {}
-    assert {seen.authorization for seen in environment.seen} == {token and f"Bearer {token}"}
-    KeyFile(keys(tmp_path / "key_file.json"), environment.address).refresh("inference")
-    assert environment.seen[-1].authorization == "Bearer api"
-
-
-def test_another_host_is_asked_through_the_proxy_with_the_token(environment: FakeServer) -> None:
-    InferenceClient("http://torchserve.example", token="secret").ping()
-    seen = environment.seen[0]
-    assert (seen.path, seen.authorization) == ("http://torchserve.example/ping", "Bearer secret")
-
-
-@pytest.mark.parametrize(
-    ("target", "authorization"),
-    [("http://torchserve.example/there", "Bearer secret"), ("http://other.example/there", None)],
-)
-def test_a_redirect_takes_the_token_to_no_other_host(
-    target: str, authorization: str | None, environment: FakeServer
-) -> None:
-    environment.answers = [Reply(302, headers={"Location": target}), Reply(200, b"{}")]
-    InferenceClient("http://torchserve.example", token="secret").ping()
-    assert (environment.seen[1].path, environment.seen[1].authorization) == (target, authorization)
-
-
 # Retries and errors
 
 
@@ -520,12 +380,6 @@ def test_samples_become_rows(fake: FakeServer) -> None:
     assert list(metrics.scrape("none").columns) == ["name", "labels", "value"]
     fake.answers = [Reply(200, b"# TYPE Requests2XX counter\nRequests2XX 3\n")]
     assert list(metrics.scrape()["name"]) == ["Requests2XX"]  # as Prometheus has it
-
-
-def keys(path: Path, token: str = "old") -> Path:
-    kinds = {"management": "m-" + token, "inference": "i-" + token, "API": "api"}
-    path.write_text(json.dumps({kind: {"key": key} for kind, key in kinds.items()}))
-    return path
 
 
 def test_an_expired_token_is_renewed_once_with_the_api_key(tmp_path: Path, fake: FakeServer) -> None:

@@ -13,13 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tutorial_lib import ApiError, TorchServe, load_test
 from tutorial_lib.client import encode
-from tutorial_lib.load import own_cost
+from tutorial_lib.load import _url, own_cost
 
 Answer = Callable[[Any], tuple[int, object]]
+Serve = Callable[[Answer], str]
 
 
 class Raw(bytes):
@@ -226,6 +228,130 @@ def test_anything_that_serves_is_asked_with_its_token(
     )
     load_test(server, [b"a"], body=lambda items: items[0], concurrency=1, duration=0.2, warmup=0)
     assert seen[0].headers.get("authorization") == authorization
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels", "answers", "options"),
+    [
+        ([{"x": [1, 2, 3, 4]}], [12.5], [12.5], {}),
+        ([{"x": [1, 2, 3, 4]}], [12.5], [[12.5]], {}),  # the only item of a list
+        ([[1, 2], [3, 4]], [3, 7], [3, 7], {}),
+        ([b"\x89PNG", b"GIF"], ["cat", "dog"], ["cat", "dog"], {}),
+        ([3, 2.5, [True]], [1, 2, 3], [1, 2, 3], {}),
+        ([{"x": 1}], [{"label": "a", "score": 0.25}], [{"score": 0.25000001, "label": "a"}], {}),
+        ([{"x": 1}], [[0.1, 0.2]], [[0.1, 0.2]], {}),
+        ([{"x": 1}], [(0.1, 0.2)], [[0.1, 0.2]], {}),
+        ([{"x": 1}], [[["a", 1]]], [[["a", 1]]], {}),
+        ([{"x": 1}], [12], [12.000001], {}),
+        ([{"x": 1}], [0.0], [1e-9], {}),
+        ([{"x": 1}], [10.0], [10.4], {"tolerance": 0.05}),
+        ([{"x": 1}, {"x": 2}], np.array([0.5, 1.5]), [0.5, 1.5], {}),
+        ([{"x": 1}, {"x": 2}], np.array([[0.5, 1], [1.5, 2]], "float32"), [[0.5, 1.0], [1.5, 2.0]], {}),
+        ([{"x": 1}], None, [{"label": "a", "score": 0.25}], {}),
+        (["a", "b"], ["A", "B"], [["A"], ["B"]], {}),
+        (["a", "b"], ["A", "B"], ["A", "B"], {}),
+        (["a", "b"], ["A", "B"], [["A", "B"]], {"texts_per_request": 2}),
+        (["a", {"x": 1}], ["A", 1.0], [["A"], 1.0], {}),
+        ([{"x": 1}, {"x": 2}], [1, 2], [[1, 2]], {"texts_per_request": 2, "body": lambda some: some}),
+    ],
+)
+def test_any_sample_has_its_right_answer(
+    samples: list[Any], labels: Any, answers: list[object], options: dict[str, Any], serve: Serve
+) -> None:
+    """Without model=, body= or answer=."""
+    bodies: list[Any] = []
+
+    def answer(body: Any) -> tuple[int, object]:
+        if body not in bodies:
+            bodies.append(body)
+        return 200, answers[bodies.index(body)]
+
+    how: dict[str, Any] = {"concurrency": 1, "duration": 0.2, "warmup": 0, **options}
+    assert set(load_test(serve(answer), samples, labels=labels, **how).iloc[0]["outcomes"]) == {"right"}
+    if options:
+        return
+    texts = [{"input": [one]} if isinstance(one, str) else one for one in samples]
+    assert bodies == texts[: len(bodies)]
+
+
+@pytest.mark.parametrize(
+    ("label", "answer"),
+    [
+        *((12.5, 12.6), (12.5, "12.5"), (12.5, [12.5, 12.5]), (12.5, []), (12.5, None), (12.5, float("nan"))),
+        *((1000, 1001), (1, True), (True, 1), (1.0, True), (True, False), ("a", "b"), ("a", ["b"]), ("1", 1)),
+        *(({"a": 1}, {"a": 2}), ({"a": 1}, {"a": 1, "b": 1}), ({"a": 0.5}, {"b": 0.5}), ({"a": 1}, [1, 1])),
+        *(([1, 2], [2, 1]), ([0.1, 0.2], [0.1]), ([0.1], [0.1, 0.2]), (0.0, 0.01), (-0.5, 0.5)),
+    ],
+)
+def test_another_answer_is_wrong(label: object, answer: object, serve: Serve) -> None:
+    url = serve(lambda _: (200, answer))
+    row = load_test(url, [{"x": 1}], labels=[label], concurrency=1, duration=0.1, warmup=0).iloc[0]
+    assert set(row["outcomes"]) == {"wrong"}
+
+
+def test_several_samples_that_are_no_texts_need_a_body() -> None:
+    with pytest.raises(ValueError, match="Leave texts_per_request= out, or give body="):
+        load_test("http://127.0.0.1:1/", [{"x": 1}, {"x": 2}], texts_per_request=2)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "asked"),
+    [
+        (["price"], None, "price"),
+        (["price", "my_model"], None, "my_model"),
+        (["a", "b"], None, None),
+        (["a", "b"], "b", "b"),
+        ([], None, "my_model"),
+    ],
+)
+def test_the_only_model_needs_no_name(
+    names: list[str], given: str | None, asked: str | None, serve: Serve
+) -> None:
+    server: Any = SimpleNamespace(
+        inference_address=serve(lambda body: (200, 1)).rstrip("/"),
+        token_auth=False,
+        management=SimpleNamespace(list_models=lambda: [{"modelName": name} for name in names]),
+    )
+    if asked is None:
+        with pytest.raises(ValueError, match=r"models a, b\. Give one of them as model="):
+            load_test(server, [{}])
+        return
+    assert _url(server, given).endswith(f"/predictions/{asked}")
+
+
+class Tokens:
+    """A server whose access token expires after so many requests; `token` renews it, if it can."""
+
+    def __init__(self, serve: Serve, life: int, renews: bool = True) -> None:
+        self.inference_address = serve(self._answer).rstrip("/")
+        self.token_auth = True
+        self._life, self._renews, self._left, self.number = life, renews, 0, 0
+
+    def token(self, kind: str) -> str:
+        if self._left <= 0 and (self._renews or not self.number):
+            self._left, self.number = self._life, self.number + 1
+        return f"{kind} {self.number}"
+
+    def _answer(self, body: Any) -> tuple[int, object]:
+        self._left -= 1
+        if self._left < 0 or body.headers["authorization"] != f"Bearer inference {self.number}":
+            return 400, {"code": 400, "type": "InvalidKeyException", "message": "Token Authorization failed"}
+        return 200, "A"
+
+
+@pytest.mark.parametrize("rate", [None, 100])
+def test_a_token_that_expires_in_a_row_is_renewed(rate: int | None, serve: Serve) -> None:
+    server: Any = Tokens(serve, life=5)
+    how: dict[str, Any] = {"concurrency": 1, "rate": rate, "duration": 1, "warmup": 0}
+    row = load_test(server, [b"a"], labels=["A"], **how).iloc[0]
+    assert row["outcomes"]["right"] > 10 and server.number > 2
+    assert row["outcomes"]["right"] >= 0.9 * row["requests"]  # at a rate, several requests may be too late
+
+
+def test_a_token_that_can_not_be_renewed_is_an_error_of_its_row(serve: Serve) -> None:
+    server: Any = Tokens(serve, life=5, renews=False)
+    row = load_test(server, [b"a"], labels=["A"], concurrency=1, duration=0.3, warmup=0).iloc[0]
+    assert row["outcomes"]["right"] == 4 and row["outcomes"]["400"] == row["errors"] > 0
 
 
 def test_torchserve_with_its_tokens_and_by_its_url(server: TorchServe) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,10 @@ from tutorial_lib import (
     TorchServe,
     archive_sha256,
     build_archive,
+    load_test,
     read_manifest,
 )
+from tutorial_lib.client import TokenType
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,13 @@ def strict(echo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tor
         yield server
 
 
+@pytest.fixture(scope="module")
+def plain(echo: Path) -> Iterator[TorchServe]:
+    """Tokens that live for 6 seconds, without https."""
+    with TorchServe(models={"m": echo}, config={"token_expiration_min": 0.1}) as server:
+        yield server
+
+
 def test_https_is_verified(strict: TorchServe) -> None:
     assert strict.inference_address.startswith("https://127.0.0.1:")
     assert strict.inference.predict("m", b"hi") == "hi"
@@ -171,10 +183,31 @@ def test_an_expired_token_is_refused_and_the_client_renews_its_own(strict: Torch
             return True
 
     eventually(expired, 20)
-    assert strict.token("inference") == old  # nobody renewed it, it only grew old
+    assert old in strict.key_file.read_text()  # nobody renewed it, it only grew old
     assert strict.inference.predict("m", b"hi") == "hi"
     assert strict.token("inference") != old
     assert strict.management.list_models() != []  # as does the other kind
+
+
+def test_a_token_that_is_asked_for_is_valid(strict: TorchServe) -> None:
+    """After a rest that is longer than its life, and while it lives it stays the same."""
+    kinds: dict[TokenType, str] = {
+        "inference": f"{strict.inference_address}/ping",
+        "management": f"{strict.management_address}/models",
+    }
+
+    def is_refused(url: str, token: str) -> bool:
+        headers = {"Authorization": f"Bearer {token}"}
+        return (
+            requests.get(url, headers=headers, verify=str(strict.inference._verify), timeout=30).status_code
+            == 400
+        )
+
+    old = {kind: strict.token(kind) for kind in kinds}
+    assert {kind: strict.token(kind) for kind in kinds} == old
+    for kind, url in kinds.items():
+        eventually(partial(is_refused, url, old[kind]), 20)
+        assert not is_refused(url, strict.token(kind))
 
 
 def test_threads_share_one_token_while_it_expires_again_and_again(strict: TorchServe) -> None:
@@ -188,6 +221,17 @@ def test_threads_share_one_token_while_it_expires_again_and_again(strict: TorchS
         while time.monotonic() < end:
             assert all(threads.map(ask, range(8)))  # all at once, also when the token has just expired
             time.sleep(0.1)  # else the other tests wait for the cores
+
+
+def test_a_load_test_outlives_its_token(plain: TorchServe) -> None:
+    """The first request comes after a rest, and the row is longer than the token's life."""
+    old = plain.token("inference")
+    key_file = json.loads(plain.key_file.read_text())
+    expires = datetime.fromisoformat(key_file["inference"]["expiration time"])
+    eventually(lambda: datetime.now(UTC) > expires, 20)
+    row = load_test(plain, [b"hi"], labels=["hi"], concurrency=4, duration=9, warmup=0).iloc[0]
+    assert set(row["outcomes"]) == {"right"}, row["outcomes"]
+    assert plain.token("inference") != old
 
 
 def test_no_address_is_allowed_and_the_sentence_says_how(strict: TorchServe) -> None:

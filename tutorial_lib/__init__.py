@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tutorial_lib.onnx_export import export_onnx
     from tutorial_lib.preload import preloaded
     from tutorial_lib.server import TorchServe
+    from tutorial_lib.this_server import client_of_this_server
 
 _MODULE_OF = {
     "Answer": "client",
@@ -98,6 +99,7 @@ _MODULE_OF = {
     "archive_sha256": "archive",
     "build_archive": "archive",
     "check_environment": "environment",
+    "client_of_this_server": "this_server",
     "course_file": "course_files",
     "detect_gpu": "gpu",
     "export_model": "export",
@@ -151,6 +153,7 @@ __all__ = [
     "archive_sha256",
     "build_archive",
     "check_environment",
+    "client_of_this_server",
     "course_file",
     "detect_gpu",
     "export_model",

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
+import os
 import random
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from email.message import Message
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Self, TypedDict, get_args
-from urllib.parse import quote, urlsplit
 
 import requests
-from requests.auth import AuthBase
-from requests.structures import CaseInsensitiveDict
 
+from tutorial_lib.arguments import (
+    MAXIMUM,
+    check_address,
+    check_headers,
+    check_int,
+    check_seconds,
+    check_timeouts,
+    invalid_argument,
+    mask,
+    quote_path,
+)
+from tutorial_lib.bodies import decode as decode
+from tutorial_lib.bodies import encode as encode
 from tutorial_lib.errors import ApiError, stumbled
 from tutorial_lib.extras import extra
+from tutorial_lib.transport import AccessToken, new_session, parts_of, send
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,11 +46,9 @@ Runtime = Literal["python", "python3", "LSP"]
 # (seconds to connect, seconds to wait for an answer). A worker may take responseTimeout, 120 s.
 DEFAULT_TIMEOUT = (5.0, 125.0)
 
-# TorchServe reads numbers as Java ints. If it can't read a number, it silently takes its default.
-_MAXIMUM = 2**31 - 1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a retry
 _CHANCE = random.SystemRandom()  # not seeded, so forked processes don't wait equally long
-_ENDPOINTS = ("predictions", "ping", "models", "metrics", "token")
+_MARGIN = timedelta(seconds=1)  # before it expires, a token is renewed: a request takes a moment to arrive
 _PAGE = 100  # models on a page of the list; TorchServe returns no more, even for a higher limit
 
 
@@ -129,13 +138,6 @@ class Sample(NamedTuple):
     value: float
 
 
-class Body(NamedTuple):
-    """A request's body, ready to be sent, and its content type; None sends no content type."""
-
-    content: bytes
-    content_type: str | None
-
-
 @dataclass(frozen=True)
 class Answer:
     """A model's answer, as the server sent it.
@@ -159,7 +161,8 @@ class Answer:
         return decode(self.content, self.headers.get("Content-Type"))
 
 
-_RENEWING = threading.Lock()  # not a field of KeyFile, which may be copied to other processes
+# Not a field of KeyFile, which may be copied; one for each process, since a fork may copy it locked.
+_RENEWING: dict[int, threading.Lock] = {}
 
 
 @dataclass
@@ -185,12 +188,15 @@ class KeyFile:
     verify: bool | str = True
 
     def token(self, kind: TokenType) -> str:
-        """Returns the current access token of one of the two addresses; the metrics address asks for none.
+        """Returns a valid access token of one of the two addresses; the metrics address asks for none.
+
+        If the token in the file has expired, by this machine's clock, the server renews it first.
 
         Raises:
-            ApiError: there is no key file, or it can't be read.
+            ApiError: there is no key file, or it can't be read; or as `refresh`.
         """
-        return self._key(kind)
+        token, has_expired = self._read(kind)
+        return self.renew(kind, expired=token) if has_expired else token
 
     def renew(self, kind: TokenType, expired: str) -> str:
         """Returns an access token to use in place of an expired one.
@@ -201,8 +207,8 @@ class KeyFile:
         Raises:
             ApiError: as `refresh`.
         """
-        with _RENEWING:
-            token = self.token(kind)
+        with _RENEWING.setdefault(os.getpid(), threading.Lock()):
+            token, _ = self._read(kind)
             return self.refresh(kind) if token == expired else token
 
     def refresh(self, kind: TokenType) -> str:
@@ -211,22 +217,25 @@ class KeyFile:
         Raises:
             ApiError: the server refused the API key, or does not answer.
         """
-        logger.info("The %s token has expired: %s renews it.", kind, self.management_address)
-        with _new_session(self.management_address) as session:
-            _send(
+        logger.info("The %s token has expired: %s renews it.", kind, mask(self.management_address))
+        with new_session(self.management_address) as session:
+            send(
                 session,
                 "GET",
                 f"{self.management_address}/token",
                 params={"type": kind},
-                auth=_AccessToken(self._key("API")),
+                auth=AccessToken(self._read("API")[0]),
                 timeout=DEFAULT_TIMEOUT,
                 verify=self.verify,
             )
-        return self.token(kind)
+        return self._read(kind)[0]
 
-    def _key(self, kind: str) -> str:
+    def _read(self, kind: str) -> tuple[str, bool]:
+        """Returns a token of the file, and whether it has expired."""
         try:
-            return str(self._keys()[kind]["key"])
+            entry = self._keys()[kind]
+            token, expires = str(entry["key"]), entry.get("expiration time")
+            return token, bool(expires) and datetime.fromisoformat(expires) - _MARGIN < datetime.now(UTC)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ApiError(
                 0, "NoKeyFile", f"{self.path.name} can't be read ({error!r}); the server writes it."
@@ -244,58 +253,10 @@ class KeyFile:
                 time.sleep(0.02)
 
 
-class _AccessToken(AuthBase):
-    """An access token, in requests' own form of authentication, which .netrc never replaces."""
-
-    def __init__(self, token: object) -> None:
-        if not (
-            isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token
-        ):
-            raise ApiError(
-                0, "InvalidArgument", "That can't be a token. Take the one of key_file.json, as a text."
-            )
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-class _Session(requests.Session):
-    """A session that keeps the access token on a redirect to the same host, and drops it on any other."""
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        # requests would now look into .netrc, and send its entry in place of the access token.
-        strip: bool = self.should_strip_auth(response.request.url, prepared_request.url)  # type: ignore[no-untyped-call]
-        if strip:
-            prepared_request.headers.pop("Authorization", None)
-
-
-def _new_session(address: str) -> requests.Session:
-    """Returns a session; on loopback, it ignores the environment's proxies and .netrc."""
-    session = _Session()
-    session.trust_env = not _is_loopback(address)
-    return session
-
-
-def _is_loopback(address: str) -> bool:
-    """Returns whether an address is this machine's own.
-
-    >>> [_is_loopback(f"http://{host}:80") for host in ("127.0.0.1", "localhost", "[::1]", "10.0.0.1")]
-    [True, True, True, False]
-    """
-    try:
-        host = (urlsplit(address).hostname or "").rstrip(".")
-        if host == "localhost" or host.endswith(".localhost"):
-            return True
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return ip.is_loopback or ip.is_unspecified
-
-
 class _Client:
     """One session to one address, with its access token. A client is a context manager.
+
+    Threads may share a client. So may processes: a fork uses connections of its own.
 
     Args:
         address: as "http://127.0.0.1:8080". The environment's proxies are used, except for this machine.
@@ -319,37 +280,45 @@ class _Client:
         timeout: tuple[float, float] = DEFAULT_TIMEOUT,
         verify: bool | str = True,
     ) -> None:
-        self.address = _check_address(address)
+        self.address = check_address(address)
         self._key_file = token if isinstance(token, KeyFile) else None
-        self._auth = _AccessToken(token) if token and not isinstance(token, KeyFile) else None
-        self._timeout = _check_timeouts(timeout)
+        self._auth = AccessToken(token) if token and not isinstance(token, KeyFile) else None
+        self._timeout = check_timeouts(timeout)
         self._verify = verify
-        self._session = _new_session(self.address)
+        self._sessions: dict[int, requests.Session] = {}
+
+    @property
+    def _session(self) -> requests.Session:
+        """The session of this process: a fork that used its parent's connections would read its answers."""
+        process = os.getpid()
+        if process not in self._sessions:
+            self._sessions.setdefault(process, new_session(self.address))
+        return self._sessions[process]
 
     def _request(
         self, method: str, path: str, *, timeout: float | None = None, **kwargs: Any
     ) -> requests.Response:
         """Makes one call; if the access token has expired, makes the call again with a new one."""
         connect, answer = self._timeout
-        kwargs["timeout"] = (connect, answer if timeout is None else _check_seconds(timeout))
+        kwargs["timeout"] = (connect, answer if timeout is None else check_seconds(timeout))
         kwargs["verify"] = self._verify
 
-        def send(auth: _AccessToken | None) -> requests.Response:
-            return _send(self._session, method, f"{self.address}{path}", auth=auth, **kwargs)
+        def call(auth: AccessToken | None) -> requests.Response:
+            return send(self._session, method, f"{self.address}{path}", auth=auth, **kwargs)
 
         if self._key_file is None:
-            return send(self._auth)
+            return call(self._auth)
         token = self._key_file.token(self._token_type)
         for _ in range(3):  # another process may renew the token between two steps of this one
             try:
-                return send(_AccessToken(token))
+                return call(AccessToken(token))
             except ApiError as error:
                 if error.kind != "InvalidKeyException":
                     raise
             expired, token = token, self._key_file.renew(self._token_type, expired=token)
             if token == expired:
                 break
-        return send(_AccessToken(token))
+        return call(AccessToken(token))
 
     def close(self) -> None:
         """Closes the connections; the next call opens a new one."""
@@ -412,12 +381,13 @@ class InferenceClient(_Client):
             model: the name it is registered as.
             data: bytes (or a file opened with "rb") are sent unchanged, a str as text/plain, anything else
                 as JSON; beside `files`, a dict of form fields.
-            files: multipart parts by name, as `requests` takes them: {"data": open("cat.png", "rb")}.
+            files: multipart parts by name: bytes or a file, as {"data": open("cat.png", "rb")}; a list of
+                them sends several parts of that name; a tuple (file name, content[, content type]) names one.
             headers: more headers, such as {"X-Request-Id": "7"}; a Content-Type wins over that of `data`.
             version: a version; None for the model's default one.
             timeout: seconds to wait for the answer; with retries, for each answer.
-            retries: how often to send again. If this request itself kills the worker, each retry kills
-                another worker.
+            retries: how often to send again. If this request itself ends the worker, each retry ends another
+                one (see `is_retryable`).
 
         Returns:
             The answer's JSON; its text if it is not JSON; its bytes if it is neither, as a picture (see
@@ -496,7 +466,7 @@ class InferenceClient(_Client):
         tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/predictions/my...
         """
         response = self._predict(model, data, files, headers, version, timeout, retries, stream=True)
-        return _parts(response, lines, self._timeout[1] if timeout is None else timeout)
+        return parts_of(response, lines, self._timeout[1] if timeout is None else timeout, os.getpid())
 
     def _predict(
         self,
@@ -513,7 +483,7 @@ class InferenceClient(_Client):
         body = encode(data, files)
         options: dict[str, Any] = {
             "data": body.content,
-            "headers": _check_headers(headers, body.content_type),
+            "headers": check_headers(headers, body.content_type),
             "timeout": timeout,
             "stream": stream,
         }
@@ -565,7 +535,7 @@ class ManagementClient(_Client):
             next_page_token = int(next_page_token)
         params = {
             "limit": check_int("limit", limit, 1, _PAGE),
-            "next_page_token": check_int("next_page_token", next_page_token, 0, _MAXIMUM - _PAGE),
+            "next_page_token": check_int("next_page_token", next_page_token, 0, MAXIMUM - _PAGE),
         }
         page: ModelPage = _json(self._request("GET", "/models", params=params), "models")
         return page
@@ -583,7 +553,7 @@ class ManagementClient(_Client):
                 customizedMetadata. This request waits in the queue with the predictions.
         """
         if version == "all":
-            raise _invalid_argument("version", version, "Ask describe_all for every version.")
+            raise invalid_argument("version", version, "Ask describe_all for every version.")
         params = {"customized": "true"} if customized else {}
         response = self._request("GET", _model_path(model, version), params=params)
         answer: list[ModelDescription] = _json(response, 0)
@@ -640,13 +610,11 @@ class ManagementClient(_Client):
         as_it_is = "://" in str(archive) or (path.is_absolute() and path.is_dir())
         url = str(archive) if as_it_is else path.name
         if not url:
-            raise _invalid_argument(
-                "archive", archive, "Give the file name of an archive in the model store."
-            )
+            raise invalid_argument("archive", archive, "Give the file name of an archive in the model store.")
         if not isinstance(handler, str | None):
-            raise _invalid_argument("handler", handler, 'Give a text, as "module:function".')
+            raise invalid_argument("handler", handler, 'Give a text, as "module:function".')
         if runtime is not None and runtime not in get_args(Runtime):
-            raise _invalid_argument("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
+            raise invalid_argument("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
         numbers = {
             "batch_size": (batch_size, 1),
             "max_batch_delay": (max_batch_delay, 0),
@@ -663,7 +631,12 @@ class ManagementClient(_Client):
             "s3_sse_kms": str(bool(s3_sse_kms)).lower(),
             "synchronous": str(bool(wait)).lower(),
         }
-        response = self._request("POST", "/models", params=params, timeout=timeout)
+        try:
+            response = self._request("POST", "/models", params=params, timeout=timeout)
+        except ApiError as error:  # TorchServe quotes the URL
+            if mask(url) == url:
+                raise
+            raise ApiError(error.status, error.kind, error.message.replace(url, mask(url))) from None
         status: Status = _json(response, "status")
         return status
 
@@ -694,8 +667,8 @@ class ManagementClient(_Client):
         minimum = check_int("min_worker", min_worker, 0)
         maximum = minimum if max_worker is None else check_int("max_worker", max_worker, 0)
         if maximum < minimum:
-            raise _invalid_argument("max_worker", maximum, f"Give at least min_worker, which is {minimum}.")
-        deadline = time.monotonic() + _check_seconds(timeout)
+            raise invalid_argument("max_worker", maximum, f"Give at least min_worker, which is {minimum}.")
+        deadline = time.monotonic() + check_seconds(timeout)
         params = {"min_worker": minimum, "max_worker": maximum}
         while True:
             try:
@@ -755,7 +728,7 @@ class MetricsClient(_Client):
         from prometheus_client.parser import text_string_to_metric_families  # half of a client's import time
 
         if not isinstance(name, str | None):
-            raise _invalid_argument("name", name, "Give the beginning of a metric's name; None for all.")
+            raise invalid_argument("name", name, "Give the beginning of a metric's name; None for all.")
         response = self._request("GET", "/metrics")
         try:
             families = list(text_string_to_metric_families(response.text))
@@ -789,83 +762,6 @@ class MetricsClient(_Client):
         return pd.DataFrame(self.samples(name), columns=[*Sample._fields])
 
 
-def decode(content: bytes, content_type: str | None) -> Any:
-    """Decodes an answer's body to a Python value.
-
-    TorchServe sends a content type only if the handler set one. If there is a content type, it decides; if
-    there is none, the bytes decide ("application/octet-stream" counts as none).
-
-    Returns:
-        The value of the JSON; a str if the body is not JSON, or the content type is text or XML; the bytes
-        if the body is no text, or the content type is another one, as image/png.
-
-    >>> decode(b'["Positive"]', None), decode(b'["Positive"]', "text/plain"), decode(b"\\x89PNG", None)
-    (['Positive'], '["Positive"]', b'\\x89PNG')
-    """
-    header = Message()
-    header["Content-Type"] = content_type or "application/octet-stream"
-    media_type = header.get_content_type()
-    unknown = media_type == "application/octet-stream" or "/" not in (content_type or "/")
-    may_be_json = unknown or media_type.endswith("json")
-    if not (may_be_json or media_type.startswith("text/") or media_type.endswith("xml")):
-        return content
-    try:
-        text = content.decode(header.get_content_charset("utf-8"))
-    except (UnicodeDecodeError, LookupError):
-        return content
-    if may_be_json:
-        try:
-            return json.loads(text.removeprefix("\ufeff"))
-        except (ValueError, RecursionError):
-            pass
-    return content if unknown and "\0" in text else text
-
-
-def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
-    """Makes a request's body from the arguments of `predict`.
-
-    Args:
-        data: bytes, a file, a str, or what JSON can hold; beside `files`, a dict of form fields.
-        files: multipart parts by name, as `requests` takes them.
-
-    Raises:
-        ApiError: the data or the files can't be sent.
-
-    >>> encode({"input": ["a"]})
-    Body(content=b'{"input": ["a"]}', content_type='application/json')
-    """
-    if files is not None:
-        return _multipart(data, files)
-    if hasattr(data, "read"):
-        data = data.read()
-    if isinstance(data, bytes | bytearray | memoryview):
-        return Body(bytes(data), None)
-    try:
-        if isinstance(data, str):
-            return Body(data.encode(), "text/plain; charset=utf-8")
-        if data is not None:
-            return Body(json.dumps(data).encode(), "application/json")
-    except (TypeError, ValueError, RecursionError):  # ValueError: half of a surrogate pair, a cycle
-        pass
-    advice = 'Give bytes, a text, or what JSON can hold (of an array, .tolist()); b"" sends an empty body.'
-    raise _invalid_argument("data", data, advice)
-
-
-def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
-    """Reads and encodes the files once, so that a second attempt sends the same."""
-    if data is not None and not isinstance(data, Mapping):
-        raise _invalid_argument("data", data, "Beside files, give a dict of form fields.")
-    try:
-        if not files or None in files.values():  # requests would silently leave them out
-            raise ValueError
-        request = requests.Request("POST", "http://localhost", data=data, files=files).prepare()
-        assert isinstance(request.body, bytes)
-        return Body(request.body, request.headers["Content-Type"])
-    except (TypeError, ValueError, AttributeError, OSError) as error:
-        advice = 'Give at least one part, as {"data": open(path, "rb")} or {"data": b"…"}.'
-        raise _invalid_argument("files", files, advice) from error
-
-
 def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
     """Yields how long to wait before each retry: exponential backoff with jitter.
 
@@ -885,6 +781,12 @@ def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
 
 def is_retryable(error: ApiError) -> bool:
     """Returns whether the same prediction, sent again, may be answered.
+
+    "Worker died" has one status, 500, for several causes. If another request or the machine ended the worker,
+    a retry is answered. If this request did, by an answer above max_response_size (6,553,500 bytes by
+    default), by taking longer than responseTimeout or by crashing the handler, each retry ends another
+    worker, and with it the requests of its batch. The answer does not show the cause; the server's log does.
+    So set `retries` no higher than such a loss may cost.
 
     >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
     True
@@ -914,150 +816,9 @@ def _json(response: requests.Response, key: str | int | None = None) -> Any:
 
 
 def _not_torchserve(response: requests.Response) -> ApiError:
-    return ApiError(0, "NotTorchServe", f"What answers at {response.url} is not TorchServe.")
+    return ApiError(0, "NotTorchServe", f"What answers at {mask(response.url)} is not TorchServe.")
 
 
 def _model_path(model: str, version: str | None = None, of: str = "models") -> str:
     path = f"/{of}/{quote_path('model', model)}"
     return path if version is None else f"{path}/{quote_path('version', version)}"
-
-
-def quote_path(what: str, value: str) -> str:
-    """Quotes a name or version as one part of a URL's path.
-
-    An empty name or ".." would change the endpoint. TorchServe registers "a/b", and can then neither
-    describe nor remove it.
-
-    >>> quote_path("model", "a b")
-    'a%20b'
-    """
-    try:
-        if isinstance(value, str) and value.strip(".") and "/" not in value:
-            return quote(value, safe="")
-    except UnicodeEncodeError:  # half of a surrogate pair
-        pass
-    raise _invalid_argument(what, value, 'Give a text that is not empty, has no "/", and is more than dots.')
-
-
-def check_int(what: str, value: object, minimum: int, maximum: int = _MAXIMUM) -> int:
-    """Returns the value if it is a whole number in this range; else raises ApiError.
-
-    >>> check_int("limit", 0, 1, 100)
-    Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: InvalidArgument: limit is 0. Give a whole number from 1 to 100.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
-        return value
-    raise _invalid_argument(what, value, f"Give a whole number from {minimum} to {maximum}.")
-
-
-def check_url(url: str, what: str = "address") -> str:
-    """Returns the URL if it is a server's; else raises ApiError.
-
-    >>> check_url("127.0.0.1:8080")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: InvalidArgument: address is '127.0.0.1:8080'. Give http:// or https://, ...
-    """
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username:
-            return url
-    except (ValueError, TypeError, AttributeError):  # ValueError: a port that is no number
-        pass
-    advice = 'Give http:// or https://, a host and a port, as "http://127.0.0.1:8080".'
-    raise _invalid_argument(what, url, advice)
-
-
-def _check_address(address: str) -> str:
-    """Returns the address without a slash at its end. It may have a path: a gateway's, or Ray's."""
-    parts = urlsplit(check_url(address))
-    if endpoint := next((name for name in _ENDPOINTS if name in parts.path.split("/")), None):
-        raise _invalid_argument("address", address, f"Leave /{endpoint} out: the client adds it.")
-    if parts.query or parts.fragment:
-        raise _invalid_argument("address", address, "Leave out what follows '?' or '#'.")
-    return address.rstrip("/")
-
-
-def _check_timeouts(timeout: tuple[float, float]) -> tuple[float, float]:
-    try:
-        connect, answer = timeout
-    except (TypeError, ValueError):
-        advice = "Give two numbers: seconds to connect, and seconds to wait for an answer."
-        raise _invalid_argument("timeout", timeout, advice) from None
-    return _check_seconds(connect), _check_seconds(answer)
-
-
-def _check_seconds(timeout: float) -> float:
-    try:
-        if 0 < timeout < 1e6 and not isinstance(timeout, bool):
-            return float(timeout)
-    except TypeError:
-        pass
-    raise _invalid_argument("timeout", timeout, "Give a number of seconds above 0, a million at most.")
-
-
-def _check_headers(headers: Mapping[str, str] | None, content_type: str | None) -> Mapping[str, str]:
-    """Returns the headers to send: the caller's win over the content type of the data."""
-    checked = CaseInsensitiveDict({"Content-Type": content_type} if content_type else {})
-    try:
-        given = dict(headers or {})
-        if not all(isinstance(text, str) for pair in given.items() for text in pair):
-            raise TypeError
-    except (TypeError, ValueError):
-        advice = 'Give names and values as texts, as {"X-Request-Id": "7"}.'
-        raise _invalid_argument("headers", headers, advice) from None
-    checked.update(given)
-    if "Authorization" in checked:
-        advice = "Give the access token with token= when you make the client."
-        raise ApiError(0, "InvalidArgument", f"headers has an Authorization. {advice}")
-    return checked
-
-
-def _invalid_argument(what: str, value: object, advice: str) -> ApiError:
-    return ApiError(0, "InvalidArgument", f"{what} is {value!r:.100}. {advice}")
-
-
-def _send(session: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
-    """Makes one HTTP call; raises ApiError for an answer other than a 2xx, and for no answer."""
-    try:
-        response = session.request(method, url, **kwargs)
-        if response.ok:
-            return response
-        raise error_answer(response.status_code, response.content, response.reason)
-    except (OSError, ValueError) as error:  # OSError: a RequestException, or a missing certificate file
-        raise _no_answer(error, url, kwargs["timeout"][1]) from error
-
-
-def _parts(response: requests.Response, lines: bool, timeout: float) -> Iterator[bytes]:
-    with response:  # closes it even if the caller leaves early
-        try:
-            # chunk_size=None: each chunk as it arrives, however short
-            yield from response.iter_lines(None) if lines else response.iter_content(None)
-        except OSError as error:
-            raise _no_answer(error, response.url, timeout) from error
-
-
-def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
-    """Returns the error in an answer that is not a 2xx, from TorchServe's JSON or any other body.
-
-    >>> error_answer(404, b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: m"}')
-    ApiError('404 ModelNotFoundException: Model not found: m. Is the name right, ...')
-    """
-    try:
-        answer = json.loads(content)
-        return ApiError(status, str(answer["type"]), str(answer["message"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ApiError(status, reason or "Error", content.decode(errors="replace").strip())
-
-
-def _no_answer(error: OSError | ValueError, url: str, timeout: float) -> ApiError:
-    # While requests reads a body, it raises a timeout as a ConnectionError.
-    if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
-        return ApiError(0, "Timeout", f"No answer from {url} within {timeout:g} s.")
-    if isinstance(error, requests.exceptions.SSLError):
-        return ApiError(0, "SSLError", f"{url} was not asked: {error.args[0]}")
-    if isinstance(error, requests.exceptions.ChunkedEncodingError | requests.exceptions.ContentDecodingError):
-        return ApiError(0, "ConnectionError", f"The answer from {url} broke off.")
-    if isinstance(error, requests.ConnectionError):
-        return ApiError(0, "ConnectionError", f"Nothing answers at {url}.")
-    return ApiError(0, "InvalidRequest", f"{url} can't be asked: {error}.")

@@ -206,8 +206,9 @@ _STUMBLED = (
 # The first row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
 _ADVICE = (
     _Advice(
-        "The access token is missing, wrong or expired: take the current one from key_file.json "
-        "(server.token(…) does), and send it as 'Authorization: Bearer …'.",
+        "The access token is missing, wrong or expired. server.token(…) returns a valid one, renewed if it "
+        "has expired: send it as 'Authorization: Bearer …'. A client with token=KeyFile(…) renews its own. "
+        "(The one in key_file.json may have expired.)",
         kind="^InvalidKeyException$",
     ),
     # These messages say what to do: the client's own, and those of handler.py's limit for a batch.
@@ -289,8 +290,10 @@ _ADVICE = (
     _Advice("That version is there already: unregister it first, or register another version.", status=409),
     _Advice("Send less in one request, or raise max_request_size (bytes) with config={…}.", status=413),
     _Advice(
-        "The worker crashed or took longer than responseTimeout; TorchServe starts it again. "
-        "Try again, as predict(…, retries=1) does; server.log_tail() shows the cause.",
+        "The worker crashed, took longer than responseTimeout, or answered with more than max_response_size "
+        "(6,553,500 bytes unless config={…} says otherwise); server.log_tail(50) shows which. TorchServe "
+        "starts it again. If another request may be the cause, try again, as predict(…, retries=1) does; if "
+        "this request is, each retry ends another worker.",
         status=500,
         message="died",
     ),

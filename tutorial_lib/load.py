@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from itertools import count, cycle
+from itertools import count, cycle, repeat
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tutorial_lib.client import Body, check_url, encode, error_answer, quote_path
+from tutorial_lib.arguments import check_url, mask, quote_path
+from tutorial_lib.bodies import Body, decode, encode
 from tutorial_lib.errors import ApiError
 from tutorial_lib.extras import extra
+from tutorial_lib.transport import error_answer
 
 with extra("load", "load_test", "pandas"):
     import aiohttp
@@ -31,6 +32,7 @@ with extra("load", "load_test", "pandas"):
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tutorial_lib.client import TokenType
     from tutorial_lib.model_server import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
@@ -54,16 +56,17 @@ def load_test(
     server: ModelServer | str,
     texts: Sequence[Any],
     *,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
     concurrency: int | Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
     rate: float | Sequence[float] | None = None,
     duration: float = 10,
     warmup: float = 1,
     texts_per_request: int = 1,
-    model: str = "my_model",
+    model: str | None = None,
     headers: Mapping[str, str] | None = None,
-    body: Callable[[list[Any]], object] = as_input,
+    body: Callable[[list[Any]], object] | None = None,
     answer: Callable[[bytes], object] | None = None,
+    tolerance: float = 0.001,
     timeout: float = 30,
     progress: bool | None = None,
 ) -> pd.DataFrame:
@@ -77,21 +80,26 @@ def load_test(
 
     Args:
         server: a running `TorchServe` or `Container`, or the whole URL that requests are posted to.
-        texts: what is sent, in this order, again and again; anything that `body` takes, as pictures.
-        labels: the right answer to each text. None asks the server itself first, one request at a time; this
-            finds answers that load changes or swaps, but not a model that is wrong.
+        texts: the samples to send, in this order, again and again. Texts are sent as `as_input` makes them;
+            any other sample is the body of a request: bytes, a `Body`, or what JSON can hold.
+        labels: the right answer to each sample, as `predict` returns it, or as the only item of a list. None
+            asks the server itself first, one request at a time; this finds answers that load changes or
+            swaps, but not a model that is wrong.
         concurrency: numbers of clients, one row each.
         rate: requests a second, one row each; `concurrency` is then ignored.
         duration: seconds measured for each row.
         warmup: seconds of the same load before the measurement.
         texts_per_request: how many texts go into one request.
-        model: the model's name, where `server` is not a URL.
+        model: the model's name, where `server` is not a URL; None for the only one that the server has, or
+            for "my_model".
         headers: more headers, as {"Authorization": …} for a URL that needs an access token.
-        body: makes a request's body from its texts. Bytes are sent unchanged, a str as text/plain, a `Body`
+        body: makes a request's body from its samples. Bytes are sent unchanged, a str as text/plain, a `Body`
             (which `client.encode(files=…)` makes from multipart files) with its content type, and anything
             else as JSON.
         answer: takes the labels out of an answer's bytes, for a server that wraps them; None if the answer is
-            a JSON list of labels, as handler.py's.
+            what `labels` has.
+        tolerance: how far a number may be off, relative to the label, if one of the two is a float; batches
+            change the last digits of floats. (Near 0, a thousandth of this is allowed.)
         timeout: seconds after which a request counts as an error.
         progress: show a progress bar; None shows it if a person watches (in a terminal).
 
@@ -106,7 +114,8 @@ def load_test(
 
     Raises:
         ApiError: the server does not answer the first request with a 200, or a body can't be sent.
-        ValueError: there are no texts, not one label for each text, or a number is not positive.
+        ValueError: there are no samples, not one label for each, a number is not positive, or the server has
+            several models and none is "my_model".
 
     >>> load_test("http://127.0.0.1:1/predict", ["great day"])
     Traceback (most recent call last):
@@ -122,10 +131,14 @@ def load_test(
         check_url(server, "server")
     elif not hasattr(server, "inference_address"):
         raise TypeError(f"server is {server!r:.100}. Give a running TorchServe or Container, or a URL.")
-    jobs = _jobs(texts, labels, texts_per_request, body)
+    jobs = _jobs(texts, labels, texts_per_request, body or _body)
+    url = server if isinstance(server, str) else _url(server, model)
+    read = decode if answer is None else lambda content, _: answer(content)
+    own_token = isinstance(server, str) or "authorization" in map(str.lower, headers or {})
+    new_token = server.token if not isinstance(server, str) and server.token_auth and not own_token else None
 
-    def sender(connections: int) -> _Sender:  # a new one for each row, with the access token of that moment
-        return _Sender(*_address(server, model, headers), timeout, connections, answer or _json)
+    def sender(connections: int) -> _Sender:  # a new one for each row
+        return _Sender(url, headers or {}, timeout, connections, read, tolerance, new_token)
 
     async def run() -> list[dict[str, Any]]:
         async with sender(1) as first:
@@ -156,10 +169,10 @@ class _Level(NamedTuple):
 
 @dataclass
 class _Job:
-    """A request's body and its right answer."""
+    """A request's body, and the forms of its right answer."""
 
     body: Body
-    answer: object
+    answers: list[object]
 
 
 @dataclass
@@ -170,7 +183,9 @@ class _Sender:
     headers: Mapping[str, str]
     timeout: float
     connections: int
-    read: Callable[[bytes], object]
+    read: Callable[[bytes, str | None], object]
+    tolerance: float
+    new_token: Callable[[TokenType], str] | None
     notes: list[tuple[float, float, str]] = field(default_factory=list)
 
     async def __aenter__(self) -> _Sender:
@@ -181,45 +196,85 @@ class _Sender:
             skip_auto_headers=["Content-Type"],
             timeout=aiohttp.ClientTimeout(total=self.timeout),
         )
+        self._token = self.new_token("inference") if self.new_token else None
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    def _post(self, job: _Job) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    async def _post(self, job: _Job) -> tuple[int, bytes, str | None]:
+        """Returns the status, the content and the content type of an answer."""
         headers = {}
         if job.body.content_type and "Content-Type" not in self._session.headers:  # the caller's header wins
             headers["Content-Type"] = job.body.content_type
-        return self._session.post(self.url, data=job.body.content, headers=headers)
+        for _ in range(3):  # others may renew the access token too
+            token = self._token
+            if token:
+                headers["Authorization"] = f"Bearer {token}"
+            # A redirect could take the body to another host.
+            async with self._session.post(
+                self.url, data=job.body.content, headers=headers, allow_redirects=False
+            ) as response:
+                content = await response.read()
+            if response.status != 400 or not await self._renew(token, content):
+                break
+        return response.status, content, response.headers.get("Content-Type")
+
+    async def _renew(self, refused: str | None, content: bytes) -> bool:
+        """If the access token was refused, takes the server's current one; returns whether it is new."""
+        if self.new_token is None or error_answer(400, content).kind != "InvalidKeyException":
+            return False
+        if self._token == refused:
+            self._token = await asyncio.to_thread(self.new_token, "inference")
+        return self._token != refused
 
     async def send(self, job: _Job, due: float) -> None:
         try:
-            async with self._post(job) as response:
-                outcome = self._check(response.status, await response.read(), job.answer)
+            outcome = self._check(*await self._post(job), job.answers)
         except self._failures as error:
             outcome = type(error).__name__
+        except ApiError as error:  # the access token could not be renewed
+            outcome = error.kind
         self.notes.append((due, time.perf_counter(), outcome))
 
     async def record_expected(self, jobs: Sequence[_Job], *, keep: bool) -> None:
         """Sends each job once, to check that the server answers; `keep` takes its answer as right."""
         for job in jobs:
             try:
-                async with self._post(job) as response:
-                    status, content = response.status, await response.read()
+                status, content, content_type = await self._post(job)
             except self._failures as error:
-                raise ApiError(0, type(error).__name__, f"Nothing answers at {self.url}.") from error
+                raise ApiError(0, type(error).__name__, f"Nothing answers at {mask(self.url)}.") from error
+            if 300 <= status < 400:
+                raise ApiError(status, "Redirected", "Give load_test the address that this one redirects to")
             if status != 200:
                 raise error_answer(status, content)
             if keep:
-                job.answer = self.read(content)
+                job.answers = [self.read(content, content_type)]
 
-    def _check(self, status: int, content: bytes, answer: object) -> str:
+    def _check(self, status: int, content: bytes, content_type: str | None, answers: list[object]) -> str:
         if status != 200:
             return str(status)
         try:
-            return "right" if self.read(content) == answer else "wrong"
+            answer = self.read(content, content_type)
         except (ValueError, LookupError, TypeError):  # an answer of another form
             return "wrong"
+        return "right" if any(_is_same(answer, one, self.tolerance) for one in answers) else "wrong"
+
+
+def _is_same(answer: object, label: object, tolerance: float) -> bool:
+    """Returns whether an answer is the right one.
+
+    >>> _is_same({"scores": [0.30000001]}, {"scores": [0.3]}, 0.001), _is_same(1, 2, 0.001)
+    (True, False)
+    """
+    if isinstance(answer, dict) and isinstance(label, Mapping):
+        return answer.keys() == label.keys() and all(_is_same(answer[k], label[k], tolerance) for k in answer)
+    if isinstance(answer, list) and isinstance(label, list | tuple):
+        return len(answer) == len(label) and all(map(_is_same, answer, label, repeat(tolerance)))
+    numbers = [one for one in (answer, label) if isinstance(one, Real) and not isinstance(one, bool)]
+    if len(numbers) == 2 and not all(isinstance(one, Integral) for one in numbers):
+        return math.isclose(*map(float, numbers), rel_tol=tolerance, abs_tol=tolerance / 1000)
+    return isinstance(answer, bool) == isinstance(label, bool) and bool(answer == label)
 
 
 async def _measure(
@@ -282,38 +337,44 @@ def _summarize(notes: list[tuple[float, float, str]], start: float, end: float) 
     }
 
 
-def _json(content: bytes) -> object:
-    try:
-        answer: object = json.loads(content)
-    except ValueError:
-        return content
-    return answer
+def _body(samples: list[Any]) -> object:
+    """Returns the body of a request: texts as `as_input` makes it, any other sample by itself."""
+    if all(isinstance(sample, str) for sample in samples):
+        return as_input(samples)
+    if len(samples) > 1:
+        raise ValueError(
+            "A sample that is no text is a request by itself. Leave texts_per_request= out, or "
+            "give body=, which puts several samples into one request."
+        )
+    return samples[0]
 
 
 def _jobs(
     texts: Sequence[Any],
-    labels: Sequence[str] | None,
+    labels: Sequence[Any] | None,
     size: int,
     body: Callable[[list[Any]], object],
 ) -> list[_Job]:
     """Returns the requests, ready to be sent, so that encoding them is not measured."""
+    labels = getattr(labels, "tolist", lambda: labels)()  # of an array too
     jobs = []
     for start in range(0, len(texts), size):
         some = [i % len(texts) for i in range(start, start + size)]
-        answer = [labels[i] for i in some] if labels is not None else None
+        right = [labels[i] for i in some] if labels is not None else []
         made = body([texts[i] for i in some])
-        jobs.append(_Job(made if isinstance(made, Body) else encode(made), answer))
+        answers = [right, *right] if size == 1 else [right]
+        jobs.append(_Job(made if isinstance(made, Body) else encode(made), answers))
     return jobs
 
 
-def _address(
-    server: ModelServer | str, model: str, headers: Mapping[str, str] | None
-) -> tuple[str, Mapping[str, str]]:
-    if isinstance(server, str):
-        return server, headers or {}
-    bearer = {"Authorization": f"Bearer {server.token('inference')}"} if server.token_auth else {}
-    url = f"{server.inference_address}/predictions/{quote_path('model', model)}"
-    return url, {**bearer, **(headers or {})}
+def _url(server: ModelServer, model: str | None) -> str:
+    if model is None:
+        models = server.management.list_models() if hasattr(server, "management") else []
+        names = [entry["modelName"] for entry in models]
+        model = names[0] if len(names) == 1 else "my_model"
+        if names and model not in names:
+            raise ValueError(f"This server has the models {', '.join(names)}. Give one of them as model=.")
+    return f"{server.inference_address}/predictions/{quote_path('model', model)}"
 
 
 def _levels(concurrency: int | Sequence[int], rate: float | Sequence[float] | None) -> list[_Level]:
@@ -333,7 +394,7 @@ def _numbers(name: str, value: Any, kind: Any) -> list[Any]:
     return numbers
 
 
-def _check_arguments(texts: Sequence[Any], labels: Sequence[str] | None, **above_zero: float) -> None:
+def _check_arguments(texts: Sequence[Any], labels: Sequence[Any] | None, **above_zero: float) -> None:
     if isinstance(texts, str | bytes) or not hasattr(texts, "__len__") or len(texts) == 0:
         raise ValueError('There is nothing to send: give a list of texts, as ["great day"].')
     if labels is not None and len(labels) != len(texts):

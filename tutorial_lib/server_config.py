@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,7 @@ _ADDRESS = re.compile(
 _METRICS_MODES = ("log", "prometheus", "legacy")
 _VARIABLE = re.compile(r"\$\$[^$]+\$\$")
 _MAXIMUM = 2**31 - 1  # a Java int
+_SECRET = re.compile(r"(?is)(?<=pass|word)\b.*|(?<=//)\S*(?=@)")
 
 
 class Address(NamedTuple):
@@ -98,7 +99,7 @@ class ServerConfig:
     (True, 80, '0.0.0.0')
     """
 
-    settings: Mapping[str, str]
+    settings: Mapping[str, str] = field(repr=False)  # it may hold keystore_pass
 
     @classmethod
     def of(cls, config: Mapping[str, object] | None) -> ServerConfig:
@@ -113,7 +114,8 @@ class ServerConfig:
             ValueError: TorchServe does not know a key, or can't use a value. The message says what to give.
         """
         if not isinstance(config, Mapping | None):
-            raise TypeError(f"config is {config!r:.100}. Give a dict, as {{'job_queue_size': 1000}}.")
+            shown = _SECRET.sub("…", repr(config))
+            raise TypeError(f"config is {shown:.100}. Give a dict, as {{'job_queue_size': 1000}}.")
         given = dict(config or {})
         for key in given:
             _check_key(key, any_key="plugins_path" in given)  # a plugin may read keys of its own
@@ -135,12 +137,12 @@ class ServerConfig:
         found = _ADDRESS.fullmatch(text := self.settings[key])
         if found is None or not 0 < int(found[3]) < 65536:
             raise ValueError(
-                f"config has {key}={text!r}. Give it as 'http://127.0.0.1:8080': http or https, a host "
+                f"config has {_quote(key, text)}. Give it as 'http://127.0.0.1:8080': http or https, a host "
                 "name or an IPv4 address, and a port. For a port alone, ports= is enough."
             )
         if found[1].lower() == "https" and not self.has_certificate:
             raise ValueError(
-                f"config has {key}={text!r} and no certificate. Give certificate_file, which the "
+                f"config has {_quote(key, text)} and no certificate. Give certificate_file, which the "
                 "clients trust, and private_key_file too."
             )
         return Address(found[1].lower(), found[2], int(found[3]))
@@ -209,7 +211,12 @@ def _text(key: str, value: object) -> str:
         return str(value)
     if key == "models" and isinstance(value, Mapping):
         return json.dumps(value)
-    raise TypeError(f"config has {key}={value!r:.100}. Give a text, a number, True or False, or a Path.")
+    raise TypeError(f"config has {_quote(key, value)}. Give a text, a number, True or False, or a Path.")
+
+
+def _quote(key: str, value: object) -> str:
+    """Returns key and value for a message, without a password."""
+    return f"{_SECRET.sub('…', f'{key}={value!r}'):.150}"
 
 
 def _check_key(key: object, any_key: bool) -> None:
@@ -230,8 +237,8 @@ def _checked_value(key: str, value: object) -> str:
     text = _text(key, value)
     if _VARIABLE.search(text):
         raise ValueError(
-            f"config has {key}={text!r}, and TorchServe replaces $$…$$ by an environment variable. Give the "
-            "value itself, as os.environ['NAME']."
+            f"config has {_quote(key, text)}, and TorchServe replaces $$…$$ by an environment variable. Give "
+            "the value itself, as os.environ['NAME']."
         )
     if _KIND.get(key) == "switch" and text.lower() not in ("true", "false"):
         raise ValueError(f"config has {key}={value!r}. Give True or False.")
@@ -243,7 +250,7 @@ def _checked_value(key: str, value: object) -> str:
         _check_models(text)
     if key in _READ_BY_THE_LAUNCHER and not re.fullmatch(r"[ -\[\]-~]*", text):
         raise ValueError(
-            f"config has {key}={text!r}, and TorchServe's launcher reads that key without escapes. Use "
+            f"config has {_quote(key, text)}, and TorchServe's launcher reads that key without escapes. Use "
             f"letters of ASCII and no backslash: {_READ_BY_THE_LAUNCHER[key]}."
         )
     if key == "token_expiration_min" and not _is_positive(text):
