@@ -94,7 +94,8 @@ def failed(report: Any) -> set[str]:
 )
 def test_a_fault_is_found_in_its_row(answers: str, row: str, found: str, tmp_path: Path) -> None:
     source = TABLE.replace("ANSWERS", answers)
-    report = report_of(tmp_path, source)
+    (tmp_path / "config.yaml").write_text("batchSize: 8\n")
+    report = report_of(tmp_path, source, config_file=tmp_path / "config.yaml")
     assert not report.ok and failed(report) >= {row}, report
     assert found in next(check.found for check in report.checks if check.name == row), report
     assert "[FAIL]" in str(report) and "[FAIL]" in report._repr_html_()
@@ -210,6 +211,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit, match="2"):
         main(["check-handler", "gone.py", "7"])
     assert "There is no handler file gone.py" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["check-handler", str(tmp_path / "table.py"), str(tmp_path / "sample.json")])
+    assert f"Did you mean @{tmp_path / 'sample.json'}?" in capsys.readouterr().err
 
 
 def test_an_archive_and_a_handler_of_torchserves_are_checked(tmp_path: Path) -> None:
