@@ -69,20 +69,21 @@ def test_what_a_handler_does_beside_answering_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "row", "found"),
     [
-        ("assert len(rows) < 7, 'too many'; return list(map(sum, rows))", "same answer in a batch", "too many"),
-        ("open('state', 'a').write('x'); return list(map(sum, rows))", "files left", "change or remove state"),
+        ("assert len(rows) < 7, 'too many'; return sums", "same answer in a batch", "too many"),
+        ("open('state', 'a').write('x'); return sums", "files left", "change or remove state"),
         ("return [sum(row) / 0 for row in rows]", "answers the samples", "ZeroDivisionError: float division"),
         ("os._exit(0)", "stays alive", "exit status 0"),
         ("os.kill(os.getpid(), 9)", "stays alive", "killed by SIGKILL"),
         ("return [time.time() for row in rows]", "same answer again", ", then 200"),
         ("return [os.urandom(4).hex() for row in rows]", "same answer again", ", then 200"),
         ("random.seed(time.time()); return [random.random()] * len(rows)", "same answer again", ", then 200"),
-        ("threading.Thread(target=time.sleep, args=(99,)).start(); return list(map(sum, rows))",
+        ("threading.Thread(target=time.sleep, args=(99,)).start(); return sums",
          "threads and processes", "requests leave"),
-        ("self.drop = self.drop or torch.nn.Dropout(); return list(map(sum, rows))", "same answer again", "Dropout"),
+        ("self.drop = self.drop or torch.nn.Dropout(); return sums", "same answer again", "Dropout"),
     ],
 )  # fmt: skip
 def test_a_planted_fault_fails_its_row(answers: str, row: str, found: str, tmp_path: Path) -> None:
+    answers = answers.replace("sums", "list(map(sum, rows))")
     source = "import os, random, threading, time, torch\n" + TABLE.replace("ANSWERS", answers)
     source = source.replace("self.seen = []", "self.drop = None; open('state', 'w').close()")
     report = report_of(tmp_path, source, config_file=config(tmp_path))
@@ -148,11 +149,15 @@ class Sampling:
         return [[*row, x, self.chance.random(), self.rng.random()] for row, x in zip(drawn, own)]
 """
 ONE = """
+import json
+
+
 def handle(data, context):
     if data is None:
         return None
     body = data[0].get("body") or data[0].get("data")
     try:
+        body = body if isinstance(body, dict) else json.loads(body)
         return [body["x"][0]]
     except Exception:
         context.set_response_status(code=400, phrase="Bad Request", idx=0)
@@ -186,11 +191,6 @@ PARTED = [Request({"caption": c}, {"image": c.encode()}, {"X-Kind": c}) for c in
 def test_a_sound_handler_has_no_failed_row(
     source: str, samples: Any, settings: str | None, tmp_path: Path
 ) -> None:
-    if source == ONE:
-        source = source.replace(
-            "try:",
-            "import json\n    try:\n        body = body if isinstance(body, dict) else json.loads(body)",
-        )
     options = {"config_file": config(tmp_path, settings)} if settings else {}
     report = report_of(tmp_path, source, samples, **options)
     assert not failed(report), report
@@ -234,11 +234,11 @@ def test_threads_are_those_of_a_worker(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tutorial_lib.handler_report.usable_cores", lambda: 6)
-    source = "import os\n" + TABLE.replace(
-        "ANSWERS", "return [os.environ['OMP_NUM_THREADS']] * len(rows) + 1 / 0"
+    report = report_of(
+        tmp_path,
+        TABLE.replace("ANSWERS", SOUND),
+        config_file=config(tmp_path, "minWorkers: 2\nbatchSize: 2\n"),
     )
-    source = source.replace("+ 1 / 0", "")
-    report = report_of(tmp_path, source, config_file=config(tmp_path, "minWorkers: 2\nbatchSize: 2\n"))
     assert "(3 threads)" in rows_of(report)["time by batch size"][1], report
 
 

@@ -76,8 +76,8 @@ def check_handler(
     - memory that grows, and files and threads that requests leave;
     - metrics that no file declares.
 
-    If no model config gives a batchSize, TorchServe sends one request at a time. What goes wrong in a batch is
-    then information.
+    If no model config gives a batchSize, TorchServe sends one request at a time. What goes wrong in a batch
+    is then information.
 
     Args:
         handler: a Python file, the name of one of TorchServe's own handlers, or an archive.

@@ -49,7 +49,8 @@ def run_handler(
     Args:
         handler: the Python file, or the name of one of TorchServe's own handlers ("image_classifier").
         requests: a list. Each is a body (a JSON value, a text, or bytes), a `Request`, or what a handler
-            gets: a dict with "body" or "data" alone, or with bytes by name: [{"body": {"input": ["a text"]}}, …].
+            gets: a dict with "body" or "data" alone, as [{"body": {"input": ["a text"]}}, …], or a dict with
+            bytes by name.
         model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
         gpu_id: the GPU that the worker would be given; None for the CPU.
         envelope: the server's `service_envelope` setting, as "json"; None for none.

@@ -204,14 +204,10 @@ def load_service(
         )
     except ImportError as error:
         # If the archive's handler can't be imported, TorchServe looks for one of its own with that name.
-        functions = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        if (
-            "_load_default_handler" in functions
-            and (cause := error.__context__)
-            and not _is_absent(cause, manifest)
-        ):
-            raise cause from None
-        raise
+        cause = _import_failure(error)
+        if cause is None or cause is error or _is_absent(cause, manifest):
+            raise
+        raise cause from None
     handle = service._entry_point
 
     def handle_any_spelling(data: Any, context: Any) -> Any:
@@ -221,6 +217,16 @@ def load_service(
 
     service._entry_point = handle_any_spelling
     return service
+
+
+def _import_failure(error: BaseException) -> BaseException | None:
+    """Returns the error of the chain that the import of the archive's own handler raised."""
+    cause: BaseException | None = error
+    while cause:
+        if "_load_handler_file" in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}:
+            return cause
+        cause = cause.__context__
+    return None
 
 
 def _is_absent(error: BaseException, manifest: Mapping[str, Any]) -> bool:
