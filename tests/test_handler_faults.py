@@ -61,7 +61,7 @@ def test_what_a_handler_does_beside_answering_is_seen(tmp_path: Path) -> None:
     assert rows["files"][0] is None and str(cache / "weights") in rows["files"][1]
     assert rows["files left"][0] is False and "the temporary folder's" in rows["files left"][1]
     assert rows["log"] == (None, "has the bodies of requests")
-    assert rows["threads and processes"] == (None, "1 threads, 1 processes: what they do was not checked")
+    assert rows["threads and processes"] == (None, "2 threads, 2 processes: what they do was not checked")
     assert rows["time by batch size"][0] is None and "a batch saves little" in rows["time by batch size"][1]
     assert "Prediction failed: KeyError: 'x' (its_handler.py, line " in rows["bad requests"][1]
 
@@ -74,7 +74,7 @@ def test_what_a_handler_does_beside_answering_is_seen(tmp_path: Path) -> None:
         ("return [sum(row) / 0 for row in rows]", "answers the samples", "ZeroDivisionError: float division"),
         ("os._exit(0)", "stays alive", "exit status 0"),
         ("os.kill(os.getpid(), 9)", "stays alive", "killed by SIGKILL"),
-        ("return [time.time() for row in rows]", "same answer again", ", then 200"),
+        ("return [str(time.time()) for row in rows]", "same answer again", ", then 200"),
         ("return [os.urandom(4).hex() for row in rows]", "same answer again", ", then 200"),
         ("random.seed(time.time()); return [random.random()] * len(rows)", "same answer again", ", then 200"),
         ("threading.Thread(target=time.sleep, args=(99,)).start(); return sums",
@@ -93,13 +93,12 @@ def test_a_planted_fault_fails_its_row(answers: str, row: str, found: str, tmp_p
 
 BACKGROUND = """
 import threading
-import time
 
-SCALE = [1]
+SCALE, STARTED = [1], threading.Event()
 
 
 def change():
-    time.sleep(0.2)
+    STARTED.wait()
     SCALE[0] = 2
 
 
@@ -107,6 +106,8 @@ def handle(data, context):
     if data is None:
         threading.Thread(target=change).start()
         return None
+    if data[0]["body"] == {"x": [5, 6]}:
+        STARTED.set()
     return [SCALE[0] * sum(row["body"]["x"]) for row in data]
 """
 
