@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tutorial_lib import worker
 from tutorial_lib.archive import lay_out
+from tutorial_lib.extras import need
 from tutorial_lib.handler_bodies import Request, check_request, wire_of
 from tutorial_lib.handler_report import HandlerReport, check_handler
 
@@ -68,6 +69,7 @@ def run_handler(
     >>> run_handler("handler.py", [{"body": {"input": []}}, {"body": 7}], model_dir=EMBEDDED)[0]
     HandlerAnswer(status=200, body=[])
     """
+    need("serving", "run_handler", "ts", "torch")
     batch = _batch(requests)
     with tempfile.TemporaryDirectory(prefix="handler-") as folder:
         unpacked = Path(folder).resolve()
