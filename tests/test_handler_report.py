@@ -110,7 +110,8 @@ def test_careless_handling_is_found_in_every_row(tmp_path: Path) -> None:
     assert failed(report) == {
         *("every form of a body", "bad requests", "loads a second time", "memory", "metrics", "files"),
     }, report
-    assert "503 Prediction failed (text, bytes," in rows["every form of a body"]
+    assert "503 Prediction failed: TypeError: string indices" in rows["every form of a body"]
+    assert "(its_handler.py, line " in rows["every form of a body"]
     assert "their neighbours lose their answers: an empty body" in rows["bad requests"]
     assert rows["metrics"].endswith("drops them: Rows") and str(tmp_path / "words.txt") in rows["files"]
     assert "loaded already" in rows["loads a second time"] and "loaded already" in report.log
