@@ -94,7 +94,8 @@ def failed(report: Any) -> set[str]:
 )
 def test_a_fault_is_found_in_its_row(answers: str, row: str, found: str, tmp_path: Path) -> None:
     source = TABLE.replace("ANSWERS", answers)
-    report = report_of(tmp_path, source)
+    (tmp_path / "config.yaml").write_text("batchSize: 8\n")
+    report = report_of(tmp_path, source, config_file=tmp_path / "config.yaml")
     assert not report.ok and failed(report) >= {row}, report
     assert found in next(check.found for check in report.checks if check.name == row), report
     assert "[FAIL]" in str(report) and "[FAIL]" in report._repr_html_()
@@ -109,7 +110,8 @@ def test_careless_handling_is_found_in_every_row(tmp_path: Path) -> None:
     assert failed(report) == {
         *("every form of a body", "bad requests", "loads a second time", "memory", "metrics", "files"),
     }, report
-    assert "503 Prediction failed (text, bytes," in rows["every form of a body"]
+    assert "503 Prediction failed: TypeError: string indices" in rows["every form of a body"]
+    assert "(its_handler.py, line " in rows["every form of a body"]
     assert "their neighbours lose their answers: an empty body" in rows["bad requests"]
     assert rows["metrics"].endswith("drops them: Rows") and str(tmp_path / "words.txt") in rows["files"]
     assert "loaded already" in rows["loads a second time"] and "loaded already" in report.log
@@ -210,6 +212,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit, match="2"):
         main(["check-handler", "gone.py", "7"])
     assert "There is no handler file gone.py" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["check-handler", str(tmp_path / "table.py"), str(tmp_path / "sample.json")])
+    assert f"Did you mean @{tmp_path / 'sample.json'}?" in capsys.readouterr().err
 
 
 def test_an_archive_and_a_handler_of_torchserves_are_checked(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests import handlers
 from tutorial_lib import ArchiveError, build_archive, read_manifest
-from tutorial_lib.testing import run_handler
+from tutorial_lib.testing import Request, run_handler
 
 WORD = "import helper\n\n\ndef handle(data, context):\n    return data and [helper.WORD] * len(data)\n"
 
@@ -94,7 +94,7 @@ def test_an_envelope_and_answers_that_are_not_json(tmp_path: Path) -> None:
         (200, {"predictions": ["a", "b"]})
     ]
     (tmp_path / "h.py").write_text("def handle(data, context):\n    return data and ['plain', b'\\xff']\n")
-    assert run_handler(tmp_path / "h.py", [{"body": 1}, {"body": 2}]) == [(200, "plain"), (200, "\ufffd")]
+    assert run_handler(tmp_path / "h.py", [{"body": 1}, {"body": 2}]) == [(200, "plain"), (200, b"\xff")]
 
 
 @pytest.mark.parametrize(
@@ -119,3 +119,49 @@ def test_what_initialize_raises_comes_through(tmp_path: Path) -> None:
     (tmp_path / "h.py").write_text("def handle(data, context):\n    raise OSError('no such weights')\n")
     with pytest.raises(OSError, match="no such weights"):
         run_handler(tmp_path / "h.py", [{"body": 1}])
+
+
+SHOWS = (
+    "def handle(data, context):\n    return data and [{k: repr(v) for k, v in row.items()} for row in data]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "seen"),
+    [
+        ({"x": [1, 2]}, {"body": "{'x': [1, 2]}"}),
+        ([1, 2], {"body": "[1, 2]"}),
+        (7, {"body": "7"}),
+        (None, {"body": "None"}),
+        ("a text", {"body": "'a text'"}),
+        (b"\x89PNG", {"body": "bytearray(b'\\x89PNG')"}),
+        ({"body": {"x": 1}}, {"body": "{'x': 1}"}),
+        ({"data": "text"}, {"data": "'text'"}),
+        ({"body": 1, "x": 2}, {"body": "{'body': 1, 'x': 2}"}),
+        ({"image": b"1", "caption": "a"}, {"image": "b'1'", "caption": "'a'"}),
+        (Request("text"), {"body": "'text'"}),
+        (Request({"n": 1}, {"image": b"1"}), {"n": "bytearray(b'1')", "image": "bytearray(b'1')"}),
+    ],
+)
+def test_a_request_is_a_body_or_what_a_handler_gets(request_: Any, seen: object, tmp_path: Path) -> None:
+    (tmp_path / "h.py").write_text(SHOWS)
+    assert run_handler(tmp_path / "h.py", [request_]) == [(200, seen)]
+
+
+def test_headers_reach_the_handler(tmp_path: Path) -> None:
+    source = "def handle(data, context):\n    return data and [context.get_request_header(0, 'X-Kind')]\n"
+    (tmp_path / "h.py").write_text(source)
+    assert run_handler(tmp_path / "h.py", [Request(1, headers={"x-kind": "a"})]) == [(200, "a")]
+
+
+@pytest.mark.parametrize("requests", [{"x": 1}, "a text", b"1", 7, None, [], Request(1)])
+def test_what_is_no_list_of_requests(requests: Any) -> None:
+    with pytest.raises(ValueError, match=r'Give a list .*\[\{"x": \[1, 2\]\}\]'):
+        run_handler("handler.py", requests)
+
+
+@pytest.mark.parametrize("name", ["price_handler", "vision_handler", "base_handler"])
+def test_the_package_that_a_handler_misses_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_package'"):
+        run_handler(tmp_path / f"{name}.py", [1])

@@ -6,56 +6,47 @@ soon as it is known, so that rows survive a handler that ends the process.
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import gc
 import itertools
 import json
 import logging
 import math
 import os
-import random
+import pickle
 import sys
 import time
 import traceback
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
-from tutorial_lib import worker
+from tutorial_lib import handler_traces, worker
 from tutorial_lib.archive import read_manifest, read_settings
 from tutorial_lib.archive_inputs import is_built_in
+from tutorial_lib.handler_answers import (
+    advice_on_loading,
+    advice_on_status,
+    grouped,
+    has_nan,
+    same,
+    short,
+    status_and_text,
+    text_of,
+)
+from tutorial_lib.handler_bodies import Wire, bad_bodies, forms, wire_of
 from tutorial_lib.report import Check
 
 _SOME = 4  # requests in a batch of these checks
 _TIMED = (1, 2, 4, 8)  # batch sizes whose time is measured
-_CLOSE = {"rel_tol": 5e-3, "abs_tol": 1e-3}  # how near numbers of one answer alone and in a batch must be
-_LONG_CHARACTERS, _LONG_ITEMS = 50_000, 500
-_ROUND_REQUESTS, _ROUND_SECONDS = 100, 1.0  # a round of the memory check ends at the first of these limits
+_ROUND_REQUESTS, _ROUND_SECONDS = 1000, 1.0  # a round of the memory check ends at the first of these limits
 _LEAK_PYTHON, _LEAK_PROCESS = 15_000, 2_000_000  # bytes in a round; smaller growth is the interpreter's own
+_MANY = 10  # files or threads that are left by the requests: more than a handler makes once
 _OF_TORCHSERVE = {"HandlerTime", "PredictionTime"}  # metrics that TorchServe's own code reports
 _ONE_AT_A_TIME = ("text_classifier",)  # TorchServe's own; it answers only the first request of a batch
-
-Sample = Any  # a JSON value, a text, or bytes
-
-
-class Part(NamedTuple):
-    """A request's body on the wire: the part's name, its content type, its bytes."""
-
-    name: str
-    content_type: str
-    body: bytes
-
-
-class BadBody(NamedTuple):
-    """A body unlike the samples. If `refused` is True it must get a 4xx; else it may be answered."""
-
-    name: str
-    part: Part
-    refused: bool
+_ONE_BODY = ("kserve", "kservev2")  # envelopes that read only the first body of a batch
 
 
 class Worker:
@@ -64,30 +55,45 @@ class Worker:
     def __init__(self, folder: Path, batch_size: int, envelope: str | None) -> None:
         self._folder, self._batch_size, self._envelope = folder, batch_size, envelope
         self.service: Any = None
+        self.seeds = handler_traces.Seeds()
+        self._raised: BaseException | None = None
 
     def load(self) -> None:
         self.service = worker.load_service(
             self._folder, "model", batch_size=self._batch_size, envelope=self._envelope
         )
+        handle = self.service._entry_point
 
-    def ask(self, *parts: Part) -> list[worker.Reply]:
-        """Returns a reply to each request. Seeds random numbers, so that a sampling model repeats itself."""
-        import torch
+        def noting(data: Any, context: Any) -> Any:
+            try:
+                return handle(data, context)
+            except BaseException as error:
+                self._raised = error
+                raise
 
-        random.seed(0)
-        torch.manual_seed(0)
-        with contextlib.suppress(ImportError):
-            import numpy
+        self.service._entry_point = noting
+        self.seeds.find_own(self._folder)
 
-            numpy.random.seed(0)
-        batch = [worker.request(str(i), [worker.parameter(*part)]) for i, part in enumerate(parts)]
+    def ask(self, *wires: Wire, seeded: bool = True) -> list[worker.Reply]:
+        """Returns a reply to each request; an error quotes the handler's exception and its place."""
+        (self.seeds.set if seeded else self.seeds.scatter)()
+        self._raised = None
+        batch = [wire.as_batch_item(str(i)) for i, wire in enumerate(wires)]
         try:
-            return worker.predict(self.service, batch)
+            replies = worker.predict(self.service, batch)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # it would end the worker, and each request would get a 500
             traceback.print_exc()
-            return [worker.Reply(500, {}, b"", f"Worker died: {_short(error)}")] * len(parts)
+            message = f"Worker died: {short(error, self._folder)}"
+            return [worker.Reply(500, {}, b"", message)] * len(wires)
+        if self._raised is None:
+            return replies
+        cause, self._raised = short(self._raised, self._folder), None
+        return [
+            reply._replace(error=f"{reply.error}: {cause}") if reply.error is not None else reply
+            for reply in replies
+        ]
 
     def metrics(self) -> set[str]:
         return {name for metrics in self.service.context.metrics.cache.values() for name in metrics}
@@ -97,17 +103,30 @@ class Checks:
     """The checks, in the order of the report."""
 
     def __init__(
-        self, folder: Path, samples: Sequence[Sample], files: OpenedFiles, envelope: str | None
+        self,
+        folder: Path,
+        samples: Sequence[Any],
+        files: handler_traces.OpenedFiles,
+        envelope: str | None,
+        log: Path,
     ) -> None:
+        self._folder, self._samples, self._files_opened, self._log = folder, samples, files, log
         self._handler = read_manifest(folder)["model"]["handler"]
-        batch_size = read_settings(folder).get("batchSize")
-        self._built_in = is_built_in(self._handler)
-        self._single = batch_size == 1 or (batch_size is None and self._handler in _ONE_AT_A_TIME)
+        size = read_settings(folder).get("batchSize")
+        self._batch_size: int | None = size if isinstance(size, int) else None
+        self._single = (
+            size == 1 or envelope in _ONE_BODY or (size is None and self._handler in _ONE_AT_A_TIME)
+        )
         self._own_metrics = (folder / "metrics.yaml").is_file()
-        self._worker = Worker(folder, batch_size or 1, envelope)
-        self._parts = [_part(sample) for sample in samples]
-        self._samples, self._files_opened = samples, files
+        # What reads the request before the author's code does.
+        self._reader = (
+            self._handler if is_built_in(self._handler) else envelope and f"The envelope {envelope}"
+        )
+        self._worker = Worker(folder, self._batch_size or 1, envelope)
+        self._wires = [wire_of(sample) for sample in samples]
         self._expected: list[worker.Reply] = []
+        self._random = False
+        self._requests = 0
 
     def run(self) -> Iterator[Check]:
         for check in (self._loads, self._answers):
@@ -115,6 +134,8 @@ class Checks:
             yield row
             if not row.ok:
                 return
+        self._left_before = self._files_now()
+        self._threads_before = len(handler_traces.own_threads())
         for next_check in (
             self._repeats,
             self._batches,
@@ -124,6 +145,9 @@ class Checks:
             self._memory,
             self._metrics,
             self._files,
+            self._files_left,
+            self._output,
+            self._threads,
             self._time,
         ):
             yield next_check()
@@ -136,21 +160,21 @@ class Checks:
             raise
         except BaseException as error:
             traceback.print_exc()
-            return Check("loads", False, _short(error), _advice_on_loading(error))
+            return Check("loads", False, short(error, self._folder), advice_on_loading(error))
         self._declared = self._worker.metrics()
         return Check("loads", True, f"in {time.monotonic() - started:.1f} s")
 
     def _answers(self) -> Check:
-        for number, part in enumerate(self._parts, 1):
-            [reply] = self._worker.ask(part)
+        for number, wire in enumerate(self._wires, 1):
+            [reply] = self._worker.ask(wire)
             if reply.status != 200:
                 return Check(
                     "answers the samples",
                     False,
-                    f"sample {number}: {_status_and_text(reply)}",
-                    _advice_on_status(reply),
+                    f"sample {number}: {status_and_text(reply)}",
+                    advice_on_status(reply),
                 )
-            if _has_nan(reply):
+            if has_nan(reply):
                 return Check(
                     "answers the samples",
                     False,
@@ -158,71 +182,94 @@ class Checks:
                     "Answer null or a number: most clients can't read it.",
                 )
             self._expected.append(reply)
-        return Check("answers the samples", True, f"{len(self._parts)} of {len(self._parts)}")
+        return Check("answers the samples", True, f"{len(self._wires)} of {len(self._wires)}")
 
     def _repeats(self) -> Check:
         name = "same answer again"
+        if layers := handler_traces.layers_in_training():
+            return Check(
+                name, False, f"{', '.join(layers)} in training mode", "Call model.eval() in `initialize`."
+            )
         for _ in range(2):
-            for part, expected in zip(reversed(self._parts), reversed(self._expected), strict=True):
-                [reply] = self._worker.ask(part)
-                if not _same(reply, expected):
+            for wire, expected in zip(reversed(self._wires), reversed(self._expected), strict=True):
+                [reply] = self._worker.ask(wire)
+                if not same(reply, expected):
                     return Check(
                         name,
                         False,
-                        f"{_text(expected)}, then {_text(reply)}",
-                        "The handler keeps something from earlier requests, or its model is in training "
-                        "mode. Set state in `initialize` alone; leave times and ids out of answers.",
+                        f"{text_of(expected)}, then {status_and_text(reply)}",
+                        "The handler keeps something from earlier requests, or answers at random with a seed "
+                        "that can't be set. Set state in `initialize` alone, and leave times and ids out.",
                     )
+        replies = [self._worker.ask(self._wires[0], seeded=False)[0] for _ in range(_SOME)]
+        self._random = not all(same(reply, self._expected[0]) for reply in replies)
+        if self._random:
+            found = "with the same seed; else the handler answers at random, and an order can't be checked"
+            return Check(name, None, found)
         return Check(name, True, "also after other requests")
 
     def _batches(self) -> Check:
         name = "same answer in a batch"
         if self._single:
-            return Check(name, None, "batchSize is 1, so each request comes alone")
+            return Check(name, None, "not checked: each request comes alone (batchSize or envelope)")
+        fault = self._fault_in_batch()
+        if fault and self._batch_size is None:
+            found = f"{fault[0]}; but TorchServe sends one request at a time, as no config gives a batchSize"
+            return Check(name, None, found, f"Before you give a batchSize: {fault[1]}")
+        if fault:
+            return Check(name, False, *fault)
+        if self._random:
+            order = "status alone, as answers are random"
+        elif all(same(reply, self._expected[0]) for reply in self._expected):
+            order = "all answers alike, so their order was not checked: give samples with other answers"
+        else:
+            order = "in several orders"
+        return Check(name, True, f"up to {max(map(len, self._orders()))} requests, {order}")
+
+    def _fault_in_batch(self) -> tuple[str, str] | None:
+        """Returns what is wrong with the answers in batches, and what to do."""
         for order in self._orders():
-            replies = self._worker.ask(*(self._parts[i] for i in order))
+            replies = self._worker.ask(*(self._wires[i] for i in order))
             if failed := next((reply for reply in replies if reply.status != 200), None):
-                return Check(
-                    name,
-                    False,
-                    f"{len(order)} requests: {_status_and_text(failed)}",
-                    _advice_on_status(failed),
-                )
+                return f"{len(order)} requests: {status_and_text(failed)}", advice_on_status(failed)
             for i, reply in zip(order, replies, strict=True):
-                if not _same(reply, self._expected[i]):
-                    return Check(
-                        name,
-                        False,
-                        f"alone {_text(self._expected[i])}, in a batch of {len(order)} {_text(reply)}",
+                if not self._is_expected(reply, i):
+                    return (
+                        f"alone {text_of(self._expected[i])}, in a batch of {len(order)} {text_of(reply)}",
                         "An answer depends on its neighbours, or the order changes. Return answers in the "
                         "order of the requests, mask padding, and call model.eval().",
                     )
-        orders = (
-            "in several orders" if len(self._parts) > 1 else "all alike: two samples would show their order"
-        )
-        return Check(name, True, f"up to {max(map(len, self._orders()))} requests, {orders}")
+        return None
+
+    def _is_expected(self, reply: worker.Reply, number: int) -> bool:
+        """Returns whether it is the answer to the sample; of a random answer only the status is known."""
+        return reply.status == 200 if self._random else same(reply, self._expected[number])
 
     def _orders(self) -> list[list[int]]:
-        numbers = [*range(len(self._parts))]
-        return [numbers * 2, numbers[::-1] * 3, [0] * _SOME, [numbers[-1], *([0] * _SOME)]]
+        """Returns the samples' numbers in batches, up to the greatest that TorchServe sends."""
+        numbers = [*range(len(self._wires))]
+        most = self._batch_size or max(2 * len(numbers), _SOME + 1)
+        orders = [numbers * 2, numbers[::-1] * 3, [0] * _SOME, [numbers[-1], *([0] * _SOME)]]
+        full = list(itertools.islice(itertools.cycle(numbers), most))
+        return [order[:most] for order in orders] + [full]
 
     def _forms(self) -> Check:
         name = "every form of a body"
         different: dict[str, str] = {}
         for sample, expected in zip(self._samples, self._expected, strict=True):
-            for form, part in _forms(sample).items():
+            for form, part in forms(sample).items():
                 [reply] = self._worker.ask(part)
-                if not _same(reply, expected):
-                    different[form] = _status_and_text(reply)
+                if reply.status != 200 or not (self._random or same(reply, expected)):
+                    different[form] = status_and_text(reply)
         if not different:
-            return Check(name, True, ", ".join(_forms(self._samples[0])))
-        if self._built_in:
-            fix = f"{self._handler} does so: have clients send the form that works."
-            return Check(name, None, _grouped(different), fix)
+            return Check(name, True, ", ".join(forms(self._samples[0])))
+        if self._reader:
+            fix = f"{self._reader} does so: have clients send the form that works."
+            return Check(name, None, grouped(different), fix)
         return Check(
             name,
             False,
-            _grouped(different),
+            grouped(different),
             'Take row.get("body") or row.get("data"), and decode what is bytes or str: clients send the same '
             "body with and without a content type, and as a form field.",
         )
@@ -231,24 +278,31 @@ class Checks:
         name = "bad requests"
         broken: dict[str, str] = {}
         costly = []
-        bodies = [bad for sample in self._samples[:1] for bad in _bad_bodies(sample)]
+        bodies = bad_bodies(self._samples)
+        first = self._wires[0]
         for bad in bodies:
-            [reply] = self._worker.ask(bad.part)
+            [reply] = self._worker.ask(bad.wire)
             if reply.status >= 500 or (bad.refused and reply.status < 400):
-                broken[bad.name] = _status_and_text(reply)
-            if not self._single:
-                one, _, two = self._worker.ask(self._parts[0], bad.part, self._parts[0])
-                if not (_same(one, self._expected[0]) and _same(two, self._expected[0])):
+                broken[bad.name] = status_and_text(reply)
+            if not self._single and self._batch_size != 2:
+                # Not in the middle, so that answers in another order are seen.
+                one, _, *others = self._worker.ask(
+                    first, bad.wire, *[first] * min(2, (self._batch_size or 4) - 2)
+                )
+                if not all(self._is_expected(reply, 0) for reply in (one, *others)):
                     costly.append(bad.name)
-        [after] = self._worker.ask(self._parts[0])
-        if not _same(after, self._expected[0]):
+        [after] = self._worker.ask(first)
+        if not self._is_expected(after, 0):
             costly.append("the next good request")
         if not broken and not costly:
             return Check(name, True, f"{len(bodies)} kinds, each with a status of its own")
+        if not broken and self._batch_size is None and costly != ["the next good request"]:
+            found = f"in a batch, neighbours would lose their answers: {', '.join(costly)}"
+            return Check(name, None, found, "Answer each request by itself before you give a batchSize.")
         costs = f"their neighbours lose their answers: {', '.join(costly)}" if costly else ""
-        found = "; ".join(part for part in (_grouped(broken), costs) if part)
-        if self._built_in:
-            fix = f"{self._handler} does so: keep batchSize at 1, or write a subclass that checks requests."
+        found = "; ".join(part for part in (grouped(broken), costs) if part)
+        if self._reader:
+            fix = f"{self._reader} does so: keep batchSize at 1, or write a subclass that checks requests."
             return Check(name, None, found, fix)
         return Check(
             name,
@@ -267,17 +321,19 @@ class Checks:
             raise
         except BaseException as error:
             traceback.print_exc()
-            return Check(name, False, _short(error), fix)
-        replies = [self._worker.ask(part)[0] for part in self._parts]
-        if all(_same(reply, expected) for reply, expected in zip(replies, self._expected, strict=True)):
+            return Check(name, False, short(error, self._folder), fix)
+        replies = [self._worker.ask(wire)[0] for wire in self._wires]
+        if all(self._is_expected(reply, number) for number, reply in enumerate(replies)):
             return Check(name, True, "and answers the same")
-        return Check(name, False, f"and answers {_text(replies[0])}, not {_text(self._expected[0])}", fix)
+        return Check(
+            name, False, f"and answers {status_and_text(replies[0])}, not {text_of(self._expected[0])}", fix
+        )
 
     def _memory(self) -> Check:
         """Repeats a request; if memory grows in each of three rounds, the handler keeps something."""
         name = "memory"
         requests = self._ask_again()
-        python, process = [], []
+        python, process, nodes = [], [], []
         tracemalloc.start()
         try:
             for _ in range(4):
@@ -285,6 +341,7 @@ class Checks:
                 gc.collect()
                 python.append(tracemalloc.get_traced_memory()[0])
                 process.append(psutil.Process().memory_info().rss)
+                nodes.append(handler_traces.autograd_nodes())
                 growth = max(
                     step if step >= minimum else 0
                     for step, minimum in (
@@ -292,12 +349,23 @@ class Checks:
                         (_least_step(process), _LEAK_PROCESS),
                     )
                 )
-                if not growth:
+                if len(nodes) > 1 and not growth and _least_step(nodes) <= 0:
                     break  # more rounds would change nothing
         finally:
             tracemalloc.stop()
+        self._requests = requests
+        if len(nodes) > 2 and _least_step(nodes) > 0:
+            found = "keeps tensors with what their gradients need, more with each request"
+            return Check(
+                name, False, found, "Run the model in torch.inference_mode(), and keep .item() or .tolist()."
+            )
         if not growth:
-            return Check(name, True, f"steady over {requests} requests")
+            unseen = _LEAK_PROCESS * 5 / requests / 1000
+            return Check(
+                name,
+                True,
+                f"steady over {requests} requests (tensors of under {unseen:,.1f} kB a request are not seen)",
+            )
         return Check(
             name,
             False,
@@ -310,7 +378,7 @@ class Checks:
         """Runs one round of the memory check, and returns how many times it sent the first sample."""
         deadline, count = time.monotonic() + _ROUND_SECONDS, 0
         while count < _ROUND_REQUESTS and time.monotonic() < deadline:
-            self._worker.ask(self._parts[0])
+            self._worker.ask(self._wires[0])
             count += 1
         return count
 
@@ -325,243 +393,141 @@ class Checks:
 
     def _files(self) -> Check:
         name, fix = "files", "open them in context.system_properties['model_dir']."
-        if outside := self._files_opened.outside:
-            found = f"reads files that are not in the archive: {', '.join(outside)}"
+        if missing := self._files_opened.missing:
+            found = f"reads files that are not in the archive: {', '.join(missing)}"
             return Check(name, False, found, f"Add them to extra_files, and {fix}")
+        if elsewhere := self._files_opened.elsewhere:
+            found = f"reads files of this machine that the archive does not have: {', '.join(elsewhere)}"
+            return Check(
+                name, None, found, f"Each server needs them too; or add them to extra_files, and {fix}"
+            )
         if relative := self._files_opened.relative:
             found = f"finds {', '.join(relative)} only because TorchServe's worker runs in the model's folder"
             return Check(name, None, found, f"To be found everywhere, {fix}")
-        return Check(name, True, "reads the archive's alone")
+        return Check(name, True, "Python opened the archive's alone")
+
+    def _files_now(self) -> dict[str, tuple[int, int]]:
+        return handler_traces.files_below(self._folder.parent / "model") | {
+            f"the temporary folder's {name}": stat
+            for name, stat in handler_traces.files_below(self._folder.parent / "tmp").items()
+        }
+
+    def _files_left(self) -> Check:
+        name, now = "files left", self._files_now()
+        changed = [file for file, stat in self._left_before.items() if now.get(file) != stat]
+        new = [file for file in now if file not in self._left_before]
+        fix = "Remove what a request needs no more; all workers of a model share its folder."
+        some = f"{', '.join(sorted(new)[:3])}{' …' if len(new) > 3 else ''}"
+        if changed:
+            found = f"requests change or remove {', '.join(changed[:3])}"
+            return Check(name, False, found, fix)
+        if len(new) > _MANY:
+            return Check(name, False, f"requests leave {len(new)} files: {some}", fix)
+        if new:
+            return Check(name, None, f"requests leave {some}", fix)
+        if written := self._files_opened.written:
+            return Check(name, None, f"writes {', '.join(written)}", "Can a server's user write there?")
+        return Check(name, True, "none in the model's folder, none in the temporary folder")
+
+    def _output(self) -> Check:
+        """Looks at what one request writes to the log."""
+        name = "log"
+        sys.stdout.flush()
+        before = self._log.stat().st_size
+        for wire in self._wires:
+            self._worker.ask(wire)
+        sys.stdout.flush()
+        with self._log.open("rb") as log:
+            log.seek(before)
+            text = log.read().decode("utf-8", errors="replace")
+        squeezed = "".join(text.split()).replace("'", '"')
+        bodies = {
+            "".join(part.body.decode("utf-8", errors="replace").split())
+            for w in self._wires
+            for part in w.parts
+        }
+        quoted = [value for sample in self._samples for value in _texts(sample)]
+        if any(body and body in squeezed for body in bodies) or any(value in text for value in quoted):
+            return Check(
+                name, None, "has the bodies of requests", "Bodies may be private, and fill the disk."
+            )
+        if text:
+            return Check(name, None, f"{len(text) / len(self._wires):,.0f} characters a request")
+        return Check(name, True, "good requests write nothing")
+
+    def _threads(self) -> Check:
+        name = "threads and processes"
+        for number, wire in enumerate(self._wires):
+            [reply] = self._worker.ask(wire)
+            if not self._is_expected(reply, number):
+                found = (
+                    f"{text_of(self._expected[number])}, and {status_and_text(reply)} after all these checks"
+                )
+                return Check(name, False, found, "Does a thread, or a count of requests, change the model?")
+        threads, children = handler_traces.own_threads(), handler_traces.child_processes()
+        if len(threads) - self._threads_before > _MANY:
+            return Check(name, False, f"requests leave {len(threads)} threads", "End them, or use a pool.")
+        if threads or children:
+            found = f"{len(threads)} threads, {len(children)} processes: what they do was not checked"
+            return Check(name, None, found)
+        return Check(name, True, "none of its own; the same answers at the end")
 
     def _time(self) -> Check:
-        figures = []
-        for size in (1,) if self._single else _TIMED:
-            parts = [self._parts[i % len(self._parts)] for i in range(size)]
+        seconds = {}
+        for size in (1,) if self._single else [n for n in _TIMED if n <= (self._batch_size or _TIMED[-1])]:
+            wires = [self._wires[i % len(self._wires)] for i in range(size)]
             times = []
             for _ in range(3):
                 started = time.monotonic()
-                self._worker.ask(*parts)
+                self._worker.ask(*wires)
                 times.append(time.monotonic() - started)
-            figures.append(f"{size}: {min(times) * 1000:.1f} ms")
-        return Check("time by batch size", None, ", ".join(figures))
+            seconds[size] = min(times)
+        figures = ", ".join(f"{size}: {spent * 1000:.1f} ms" for size, spent in seconds.items())
+        largest = max(seconds)
+        if largest > 1:
+            a_row = (seconds[largest] - seconds[1]) / (largest - 1)
+            figures += f"; {a_row * 1000:.1f} ms for each row more"
+            if a_row > max(seconds[1] / 2, 0.001):
+                figures += ", so a batch saves little"
+        return Check("time by batch size", None, f"{figures} ({os.environ.get('OMP_NUM_THREADS')} threads)")
 
 
-def _part(sample: Sample) -> Part:
-    if isinstance(sample, bytes):
-        return Part("body", "", sample)
-    if isinstance(sample, str):
-        return Part("body", "text/plain", sample.encode())
-    return Part("body", "application/json", json.dumps(sample).encode())
-
-
-def _forms(sample: Sample) -> dict[str, Part]:
-    """Returns a good body in each form in which clients send one of its kind."""
-    body = _part(sample).body
-    if isinstance(sample, bytes):
-        return {"bytes": Part("body", "", body), "a form field": Part("data", "", body)}
-    forms = {
-        "JSON": Part("body", "application/json", body),
-        "text": Part("body", "text/plain", body),
-        "bytes": Part("body", "", body),
-        "a form field": Part("data", "", body),
-        "a JSON form field": Part("data", "application/json", body),
-    }
-    if isinstance(sample, str):
-        del forms["JSON"], forms["a JSON form field"]
-    return forms
-
-
-def _bad_bodies(sample: Sample) -> list[BadBody]:
-    if isinstance(sample, bytes):
-        bodies = {
-            "an empty body": b"",
-            "other bytes": bytes(range(256)),
-            "half a body": sample[: len(sample) // 2],
-        }
-        return [BadBody(name, Part("body", "", body), refused=False) for name, body in bodies.items()]
-    if isinstance(sample, str):
-        long = (sample or "a") * (_LONG_CHARACTERS // max(len(sample), 1))
-        bodies = {"an empty text": b"", "a very long text": long.encode(), "not UTF-8": b"\xff\xfe\x00"}
-        return [
-            BadBody(name, Part("body", "text/plain", body), refused=False) for name, body in bodies.items()
-        ]
-    refused = {"an empty body": b"", "not JSON": b"{", "not UTF-8": b"\xff\xfe\x00", "null": b"null"}
-    if isinstance(sample, (dict, list)):
-        refused["a number"] = b"7"
-    answered: dict[str, Sample] = {
-        "nothing in it": type(sample)(),
-        "null in place of each value": _replaced(sample, lambda value: None),
-        "text in place of each value": _replaced(
-            sample, lambda value: "a" if not isinstance(value, str) else 1
-        ),
-        "half a surrogate pair": _replaced(sample, lambda v: v + "\ud800" if isinstance(v, str) else v),
-        "very long": _lengthened(sample),
-    }
-    bad = [BadBody(name, Part("body", "application/json", body), True) for name, body in refused.items()]
-    for name, value in answered.items():
-        if value != sample:
-            bad.append(BadBody(name, Part("body", "application/json", json.dumps(value).encode()), False))
-    return bad
-
-
-def _replaced(value: Sample, replace: Callable[[Any], Any]) -> Sample:
-    """Returns the same structure with each innermost value replaced."""
-    if isinstance(value, dict):
-        return {key: _replaced(item, replace) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replaced(item, replace) for item in value]
-    return replace(value)
-
-
-def _lengthened(value: Sample) -> Sample:
-    """Makes each text, and each list of texts or numbers, many times as long."""
-    if isinstance(value, dict):
-        return {key: _lengthened(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return value * (_LONG_CHARACTERS // max(len(value), 1))
-    if isinstance(value, list) and value:
-        nested = isinstance(value[0], (dict, list))
-        return [_lengthened(item) for item in value] if nested else value * (_LONG_ITEMS // len(value) + 1)
-    return value
-
-
-def _same(reply: worker.Reply, expected: worker.Reply) -> bool:
-    return reply.status == 200 and _alike(_value(reply.body), _value(expected.body))
-
-
-def _alike(one: Any, two: Any) -> bool:
-    """Returns whether values are equal, except for the differences of floats computed in another batch."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_alike(one[key], two[key]) for key in one)
-    if isinstance(one, list) and isinstance(two, list):
-        return len(one) == len(two) and all(_alike(a, b) for a, b in zip(one, two, strict=True))
-    if isinstance(one, float) and isinstance(two, (int, float)):
-        return math.isclose(one, two, **_CLOSE)
-    return bool(one == two)
-
-
-def _value(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return body
-
-
-def _has_nan(reply: worker.Reply) -> bool:
-    """Returns whether it has NaN or Infinity, which Python writes and JSON does not have."""
-    found: list[str] = []
-    with contextlib.suppress(ValueError, RecursionError):
-        json.loads(reply.body, parse_constant=found.append)
-    return bool(found)
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the texts in a sample that are long enough to be known again."""
+    if isinstance(value, str) and len(value) >= 6:
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.values() for text in _texts(item))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for item in value for text in _texts(item))
 
 
 def _least_step(values: Sequence[int]) -> float:
     return min((after - before for before, after in itertools.pairwise(values)), default=math.inf)
 
 
-def _grouped(answers: dict[str, str]) -> str:
-    """Joins the answers, each followed by the requests that got it.
-
-    >>> _grouped({"null": "503 Prediction failed", "a number": "503 Prediction failed"})
-    '503 Prediction failed (null, a number)'
-    """
-    groups: dict[str, list[str]] = {}
-    for request, answer in answers.items():
-        groups.setdefault(answer, []).append(request)
-    return "; ".join(f"{answer} ({', '.join(requests)})" for answer, requests in groups.items())
-
-
-def _status_and_text(reply: worker.Reply) -> str:
-    return f"{reply.status} {reply.error or _text(reply)}"
-
-
-def _text(reply: worker.Reply) -> str:
-    text = " ".join(reply.body.decode("utf-8", errors="replace").split())
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:400]}"
-
-
-def _advice_on_loading(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"Install {error.name} where the model is served, or add its file or package to extra_files."
-    if isinstance(error, FileNotFoundError):
-        return "Add the file to extra_files, and open it in context.system_properties['model_dir']."
-    return "The report's .log has the traceback."
-
-
-def _advice_on_status(reply: worker.Reply) -> str:
-    if reply.error and "mismatched" in reply.error:
-        return "Return a list with exactly one item for each request of the batch."
-    if reply.error and "Unsupported" in reply.error:
-        return "Return what JSON has (tensor.tolist(), float(…)), a str, or bytes."
-    if reply.error and "Invalid" in reply.error:
-        return "Return a list, with one item for each request."
-    if reply.error and reply.error.startswith("Worker died"):
-        return (
-            "It ends TorchServe's worker, and each request gets a 500. Raise an Exception, or set a status."
-        )
-    if reply.error:
-        return "The handler raised an exception: the report's .log has the traceback."
-    return "A sample must be a good request. Is it?"
-
-
-class OpenedFiles:
-    """Notes which opened files won't be on the server, and which are named by a relative path.
-
-    Files below hidden folders (.venv, .cache), installed packages and files made meanwhile do not count.
-
-    Args:
-        sources: folders of the author, whose files are on the server only if they are in the archive.
-        own: the folder of this check, with the unpacked archive.
-    """
-
-    def __init__(self, sources: Sequence[str], own: Path) -> None:
-        self._started = time.time()
-        self._outside: dict[str, None] = {}
-        self._relative: dict[str, None] = {}
-        kept = [source for source in sources if Path(source) not in (Path("/"), Path.home())]
-        below = tuple(f"{source.rstrip('/')}/" for source in kept)
-        exempt = (str(own), sys.prefix, str(Path(__file__).parent))
-
-        def note(event: str, arguments: tuple[Any, ...]) -> None:
-            if event != "open" or not isinstance(arguments[0], str):
-                return
-            name = arguments[0]
-            path = os.path.normpath(os.path.join(os.getcwd(), name))  # noqa: PTH109, PTH118
-            if path.startswith(below) and not path.startswith(exempt):
-                self._outside[path] = None
-            elif not name.startswith("/") and path.startswith(str(own)):
-                self._relative[name] = None
-
-        sys.addaudithook(note)
-
-    @property
-    def outside(self) -> list[str]:
-        """Files of the sources that are not in the archive."""
-        return [path for path in self._outside if self._counts(path)][:5]
-
-    @property
-    def relative(self) -> list[str]:
-        """Files of the archive that were opened by a path relative to the working directory."""
-        return [name for name in self._relative if self._counts(name)][:5]
-
-    def _counts(self, path: str) -> bool:
-        hidden = "/." in path or "-packages/" in path or "__pycache__" in path
-        return not hidden and Path(path).is_file() and Path(path).stat().st_mtime < self._started
-
-
 def main(job: Path) -> None:
-    """Reads a job, runs the checks, and writes each row into the job's "rows" file as a line of JSON."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-    task = json.loads(job.read_text(encoding="utf-8"))
+    """Reads a job, runs the checks, and writes each row into the job's "rows" file as a line of JSON.
+
+    The last line is null if all checks were made, or the traceback of a fault of the checks themselves. The
+    process then ends at once, whatever threads the handler has.
+    """
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)  # as in the worker
+    logging.getLogger("ts").setLevel(logging.WARNING)
+    task = pickle.loads(job.read_bytes())
     folder = Path(task["folder"])
-    samples = [base64.b64decode(s["bytes"]) if "bytes" in s else s["value"] for s in task["samples"]]
-    files = OpenedFiles(task["sources"], folder.parent)
-    with worker.in_model_folder(folder), Path(task["rows"]).open("w", encoding="utf-8") as rows:
-        for check in Checks(folder, samples, files, task["envelope"]).run():
-            rows.write(json.dumps([check.name, check.ok, check.found, check.fix]) + "\n")
-            rows.flush()
+    files = handler_traces.OpenedFiles(task["sources"], folder.parent)
+    last: str | None = None
+    with Path(task["rows"]).open("w", encoding="utf-8") as rows:
+        try:
+            with worker.in_model_folder(folder):
+                checks = Checks(folder, task["samples"], files, task["envelope"], Path(task["log"]))
+                for check in checks.run():
+                    rows.write(json.dumps([check.name, check.ok, check.found, check.fix]) + "\n")
+                    rows.flush()
+        except Exception:
+            last = traceback.format_exc()
+        rows.write(json.dumps(last) + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import base64
+import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutorial_lib.archive import lay_out, unpack
-from tutorial_lib.errors import ArchiveError
+from tutorial_lib.archive import lay_out, read_settings, unpack
+from tutorial_lib.cores import usable_cores
+from tutorial_lib.errors import ArchiveError, TutorialError
+from tutorial_lib.extras import need
+from tutorial_lib.handler_bodies import check_request
 from tutorial_lib.report import Check, Report
 
 _MAX_SAMPLES = 10
@@ -58,23 +62,28 @@ def check_handler(
 ) -> HandlerReport:
     """Runs a handler as TorchServe's worker does, in a process of its own, and reports what would go wrong.
 
-    In that process torch computes with one thread, unless the handler or OMP_NUM_THREADS asks for more.
+    In that process torch computes with as many threads as a worker of `TorchServe` gets: the cores divided by
+    the model config's minWorkers, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set.
 
-    The checks find:
+    Each row of the report says what was checked. The checks find:
 
-    - imports and files that are missing;
+    - imports and files that are missing, and files that only this machine has;
     - an answer that depends on its neighbours in the batch or on earlier requests;
     - too few or too many answers, or answers in another order;
     - a bad request that makes others lose their answers, or that gets a 200 or a 5xx;
     - bodies that are accepted in one form only, and answers that TorchServe can't encode;
     - a second `initialize` that fails;
-    - memory that grows;
+    - memory that grows, and files and threads that requests leave;
     - metrics that no file declares.
+
+    If no model config gives a batchSize, TorchServe sends one request at a time. What goes wrong in a batch
+    is then information.
 
     Args:
         handler: a Python file, the name of one of TorchServe's own handlers, or an archive.
-        samples: one to ten good request bodies, of which two or three are enough: JSON values, texts (str),
-            or bytes such as a PNG.
+        samples: one to ten good request bodies, of which two or three are enough, best with different
+            answers: JSON values, texts (str), or bytes such as a PNG. `tutorial_lib.testing.Request` makes a
+            request with multipart parts or headers.
         model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; leave
             them out for an archive. The batchSize in the model config says whether requests come in batches:
             1 means that they do not.
@@ -86,6 +95,7 @@ def check_handler(
 
     Raises:
         ArchiveError: a file is missing, or two have one name.
+        PackageMissing: TorchServe or torch is not installed.
         ValueError: there are no samples or too many, or one is neither JSON, nor text, nor bytes.
 
     >>> from tutorial_lib.export import EMBEDDED
@@ -93,7 +103,8 @@ def check_handler(
     >>> report.ok
     True
     """
-    encoded = [_encode(sample) for sample in _check_samples(samples)]
+    sent = _check_samples(samples)
+    need("serving", "check_handler", "ts", "torch")
     with tempfile.TemporaryDirectory(prefix="check-handler-") as scratch:
         work = Path(scratch).resolve()
         options = {"model_dir": model_dir, "model_file": model_file, "serialized_file": serialized_file}
@@ -114,34 +125,31 @@ def check_handler(
         job = {
             "folder": str(work / "model"),
             "rows": str(work / "rows"),
-            "samples": encoded,
+            "log": str(work / "log"),
+            "samples": sent,
             "envelope": envelope,
             "sources": [str(Path(handler).resolve().parent), str(Path.cwd())],
         }
-        (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        ended, log = _run(work, timeout)
-        rows = [Check(*json.loads(line)) for line in (work / "rows").read_text(encoding="utf-8").splitlines()]
-    return HandlerReport((*rows, *ended), log)
+        (work / "job").write_bytes(pickle.dumps(job))
+        status, log = _run(work, timeout)
+        lines = (work / "rows").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    if found and isinstance(found[-1], str):
+        raise TutorialError(f"check_handler itself failed; the handler is not at fault:\n{found[-1]}")
+    rows = [Check(*row) for row in found if row is not None]
+    if None not in found:
+        rows.append(_end(status, log, timeout))
+    return HandlerReport(tuple(rows), log)
 
 
 def _check_samples(samples: Sequence[Any]) -> list[Any]:
-    if isinstance(samples, (str, bytes, dict)):
+    if isinstance(samples, (str, bytes, dict)) or hasattr(samples, "_fields"):
         raise ValueError(f"samples is a {type(samples).__name__}. Give a list of good request bodies.")
     if not 1 <= len(samples) <= _MAX_SAMPLES:
         raise ValueError(f"There are {len(samples)} samples. Give one to {_MAX_SAMPLES} good request bodies.")
+    for sample in samples:
+        check_request(sample)
     return [*samples]
-
-
-def _encode(sample: Any) -> dict[str, Any]:
-    if isinstance(sample, (bytes, bytearray)):
-        return {"bytes": base64.b64encode(sample).decode()}
-    try:
-        json.dumps(sample, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"A sample is neither JSON, nor text, nor bytes: {error}. Give the body that a client sends."
-        ) from error
-    return {"value": sample}
 
 
 def _is_archive(handler: str | Path) -> bool:
@@ -149,20 +157,18 @@ def _is_archive(handler: str | Path) -> bool:
     return path.name.endswith((".mar", ".tar.gz")) or path.is_dir()
 
 
-def _run(work: Path, timeout: float) -> tuple[list[Check], str]:
-    """Runs the checks in a process; returns a failed check if the process did not finish, and its output."""
+def _run(work: Path, timeout: float) -> tuple[int | None, str]:
+    """Runs the checks in a process; returns its exit status (None: it was too slow) and its output."""
     (work / "rows").touch()
+    (work / "tmp").mkdir()
     with (work / "log").open("w+b") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, str(_LIBRARY), str(work / "job.json")],
+            [sys.executable, "-c", _MAIN, str(_LIBRARY), str(work / "job")],
             cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={
-                "OMP_NUM_THREADS": "1",
-                **os.environ,
-            },  # else torch's threads of several checks at once would compete
+            env={**_threads(work / "model"), **os.environ, "TMPDIR": str(work / "tmp")},
             start_new_session=True,
         )
         try:
@@ -170,19 +176,34 @@ def _run(work: Path, timeout: float) -> tuple[list[Check], str]:
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # the handler's own processes may live on
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
         log.seek(0)
-        text = log.read().decode("utf-8", errors="replace")
-    if status == 0:
-        return [], text
+        return status, log.read().decode("utf-8", errors="replace")
+
+
+def _threads(folder: Path) -> dict[str, str]:
+    """Returns the variable that limits the threads as in a worker of `TorchServe`."""
+    if "MKL_NUM_THREADS" in os.environ:
+        return {}
+    workers = read_settings(folder).get("minWorkers")
+    return {
+        "OMP_NUM_THREADS": str(
+            max(1, usable_cores() // (workers if isinstance(workers, int) and workers > 0 else 1))
+        )
+    }
+
+
+def _end(status: int | None, log: str, timeout: float) -> Check:
+    """Returns the row of a process that ended before all checks were made."""
     if status is None:
         fix = "Is a request hanging? Give timeout= more seconds if the model is that slow."
-        return [Check("ends in time", False, f"no end after {timeout:g} s", fix)], text
-    last = (text.strip().splitlines() or ["no message"])[-1]
+        return Check("ends in time", False, f"no end after {timeout:g} s", fix)
+    last = (log.strip().splitlines() or ["no message"])[-1]
+    ended = f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
     fix = "The handler ended its process, which would end TorchServe's worker. report.log has what it wrote."
-    return [Check("stays alive", False, f"exit status {status}: {last}", fix)], text
+    return Check("stays alive", False, f"{ended}: {last}", fix)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -210,7 +231,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         samples = [_read_sample(sample) for sample in options.pop("samples")]
         report = check_handler(samples=samples, **options)
-    except (OSError, ValueError, ArchiveError) as error:
+    except (OSError, ValueError, TutorialError) as error:
         parser.error(str(error))
     print(report)
     if not report.ok:
@@ -225,4 +246,6 @@ def _read_sample(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
+        if os.path.isfile(text):  # noqa: PTH113  (False for a text that is no path)
+            raise ValueError(f"The sample {text} is the name of a file. Did you mean @{text}?") from None
         return text

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from tutorial_lib import worker
 from tutorial_lib.archive import lay_out
+from tutorial_lib.extras import need
+from tutorial_lib.handler_bodies import Request, check_request, wire_of
 from tutorial_lib.handler_report import HandlerReport, check_handler
 
-__all__ = ["HandlerAnswer", "HandlerReport", "check_handler", "run_handler"]
+__all__ = ["HandlerAnswer", "HandlerReport", "Request", "check_handler", "run_handler"]
 
 
 class HandlerAnswer(NamedTuple):
@@ -20,7 +22,7 @@ class HandlerAnswer(NamedTuple):
 
     Attributes:
         status: HTTP status code.
-        body: the answer's JSON, or its text if it is not JSON.
+        body: the answer's JSON; its text if it is not JSON; its bytes if it is no text either, as a picture.
     """
 
     status: int
@@ -29,7 +31,7 @@ class HandlerAnswer(NamedTuple):
 
 def run_handler(
     handler: str | Path,
-    requests: Sequence[dict[str, Any]],
+    requests: Sequence[Any],
     *,
     model_dir: str | Path | None = None,
     model_file: str | Path | None = None,
@@ -47,7 +49,9 @@ def run_handler(
 
     Args:
         handler: the Python file, or the name of one of TorchServe's own handlers ("image_classifier").
-        requests: in the form that a handler gets: [{"body": {"input": ["a text"]}}, …].
+        requests: a list. Each is a body (a JSON value, a text, or bytes), a `Request`, or what a handler
+            gets: a dict with "body" or "data" alone, as [{"body": {"input": ["a text"]}}, …], or a dict with
+            bytes by name.
         model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
         gpu_id: the GPU that the worker would be given; None for the CPU.
         envelope: the server's `service_envelope` setting, as "json"; None for none.
@@ -57,12 +61,16 @@ def run_handler(
 
     Raises:
         ArchiveError: a file is missing, or two have one name.
+        PackageMissing: TorchServe is not installed.
+        ValueError: `requests` is no list of requests, or has none.
         Exception: whatever the handler raises in `initialize`.
 
     >>> from tutorial_lib.export import EMBEDDED
     >>> run_handler("handler.py", [{"body": {"input": []}}, {"body": 7}], model_dir=EMBEDDED)[0]
     HandlerAnswer(status=200, body=[])
     """
+    need("serving", "run_handler", "ts", "torch")
+    batch = _batch(requests)
     with tempfile.TemporaryDirectory(prefix="handler-") as folder:
         unpacked = Path(folder).resolve()
         lay_out(
@@ -76,20 +84,39 @@ def run_handler(
         )
         with worker.in_model_folder(unpacked):
             service = worker.load_service(
-                unpacked, "model", gpu_id=gpu_id, batch_size=len(requests), envelope=envelope
+                unpacked, "model", gpu_id=gpu_id, batch_size=len(batch), envelope=envelope
             )
-            batch = [worker.request(str(i), _parameters(r)) for i, r in enumerate(requests)]
             return [_answer(reply) for reply in worker.predict(service, batch)]
 
 
-def _parameters(request: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": name, "contentType": "", "value": value} for name, value in request.items()]
+def _batch(requests: Sequence[Any]) -> list[dict[str, Any]]:
+    if isinstance(requests, (str, bytes, bytearray, dict, Request)) or not isinstance(requests, Sequence):
+        raise ValueError(
+            f"requests is a {type(requests).__name__}. "
+            'Give a list of requests, as [{"x": [1, 2]}] or ["a text"].'
+        )
+    if not requests:
+        raise ValueError('There are no requests. Give a list with at least one, as [{"x": [1, 2]}].')
+    return [_request(str(number), request) for number, request in enumerate(requests)]
+
+
+def _request(id: str, request: Any) -> dict[str, Any]:
+    if isinstance(request, dict) and (
+        request.keys() <= {"body", "data"}
+        or any(isinstance(value, (bytes, bytearray)) for value in request.values())
+    ):
+        parts = [{"name": name, "contentType": "", "value": value} for name, value in request.items()]
+        return worker.request(id, parts)
+    check_request(request)
+    return wire_of(request).as_batch_item(id)
 
 
 def _answer(reply: worker.Reply) -> HandlerAnswer:
     if reply.error is not None:
         return HandlerAnswer(reply.status, reply.error)
-    try:
-        return HandlerAnswer(reply.status, json.loads(reply.body))
-    except ValueError:
-        return HandlerAnswer(reply.status, reply.body.decode("utf-8", errors="replace"))
+    for read in (json.loads, bytes.decode):
+        try:
+            return HandlerAnswer(reply.status, read(reply.body))
+        except (ValueError, RecursionError):
+            continue
+    return HandlerAnswer(reply.status, reply.body)

@@ -16,6 +16,7 @@ import os
 import re
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -201,11 +202,12 @@ def load_service(
             envelope,
             metrics_cache=metrics,
         )
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         # If the archive's handler can't be imported, TorchServe looks for one of its own with that name.
-        if error.name is not None and error.name.startswith("ts.torch_handler.") and error.__context__:
-            raise error.__context__ from None
-        raise
+        cause = _import_failure(error)
+        if cause is None or cause is error or _is_absent(cause, manifest):
+            raise
+        raise cause from None
     handle = service._entry_point
 
     def handle_any_spelling(data: Any, context: Any) -> Any:
@@ -215,6 +217,22 @@ def load_service(
 
     service._entry_point = handle_any_spelling
     return service
+
+
+def _import_failure(error: BaseException) -> BaseException | None:
+    """Returns the error of the chain that the import of the archive's own handler raised."""
+    cause: BaseException | None = error
+    while cause:
+        if "_load_handler_file" in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}:
+            return cause
+        cause = cause.__context__
+    return None
+
+
+def _is_absent(error: BaseException, manifest: Mapping[str, Any]) -> bool:
+    """Returns whether the archive has no such handler, as one of TorchServe's own is named."""
+    handler = manifest["model"]["handler"].partition(":")[0].removesuffix(".py")
+    return isinstance(error, ModuleNotFoundError) and error.name == handler
 
 
 def parameter(name: str, content_type: str, body: bytes) -> dict[str, Any]:
