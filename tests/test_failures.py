@@ -21,6 +21,8 @@ from tutorial_lib import (
     build_archive,
     preloaded,
 )
+from tutorial_lib.cores import all_cores
+from tutorial_lib.preload_python import VARIABLE
 
 # Fails as its request says.
 MOODY = """
@@ -134,9 +136,14 @@ def test_a_prediction_that_fails_has_its_traceback(
     ],
 )
 def test_a_worker_that_is_lost_is_explained(text: str, parts: list[str], moody: TorchServe) -> None:
-    answers(moody)
-    error = str(error_of(moody, text))
-    assert all(part in error for part in parts), error
+
+    def is_explained() -> str:
+        answers(moody)
+        error = str(error_of(moody, text))
+        return error if all(part in error for part in parts) else ""
+
+    # TorchServe may lose the last lines of a worker that dies.
+    error = is_explained() or eventually(is_explained, 120)
     assert ("crashed or took" in error) == (text in ("exit", "segfault"))
 
 
@@ -206,7 +213,7 @@ def quick() -> Iterator[None]:
         ("a printed word", "load", ["KeyError: 'a'"]),
         ("in its sleep", "load", ["RuntimeError: wrong weights"]),
         ("killed", "load", ["killed by signal 9"]),
-        ("exit", "load", ["sys.exit", "no licence"]),
+        ("exit", "load", ["ended it with exit status 1 (sys.exit"]),
     ],
 )
 def test_a_start_that_fails_tells_the_true_cause(
@@ -235,7 +242,7 @@ def test_a_segmentation_fault_has_a_traceback(tmp_path: Path) -> None:
         TorchServe(models={"m": packed(tmp_path, "crash", source)}).start()
 
 
-SLOW = "import time\ndef handle(data, context):\n    data or time.sleep(6)\n    return data and ['ok'] * len(data)\n"
+SLOW = "import time\ndef handle(data, context):\n    data or time.sleep(6)\n    return data and ['ok']\n"
 
 
 def test_the_deadline_of_the_archive_is_named_at_its_first_kill(tmp_path: Path, quick: None) -> None:
@@ -252,9 +259,13 @@ def test_a_deadline_in_the_config_is_named_too(tmp_path: Path, quick: None) -> N
 
 
 def test_torchserve_gets_the_deadline_of_the_start(tmp_path: Path, quick: None) -> None:
-    mar = packed(tmp_path, "fast", MOODY, "minWorkers: 1\n")
-    with TorchServe(models={"m": mar}, startup_timeout=280) as server:
+    models = {"m": packed(tmp_path, "m", MOODY), "n": packed(tmp_path, "n", MOODY, "responseTimeout: 9\n")}
+    with TorchServe(models=models, startup_timeout=280) as server:
         assert server.management.describe("m")["startupTimeout"] == 280
+        assert server.management.describe("n")["startupTimeout"] == 120  # TorchServe's, in any config file
+        for name, setting in [("m", "startupTimeout"), ("n", "startupTimeout"), ("n", "responseTimeout")]:
+            described: dict[str, Any] = {**server.management.describe(name)}
+            assert server._limit(setting, name) == described[setting]
 
 
 # The logs of a run are its own
@@ -282,7 +293,14 @@ def test_clients_of_a_server_that_does_not_run_are_a_sentence(tmp_path: Path, qu
     server = TorchServe(models={"m": packed(tmp_path, "moody", MOODY)})
 
     def ask() -> None:
-        for name in ("inference", "management", "metrics", "inference_address", "metrics_address", "key_file"):
+        for name in (
+            "inference",
+            "management",
+            "metrics",
+            "inference_address",
+            "metrics_address",
+            "key_file",
+        ):
             with pytest.raises(TutorialError, match="not running: it has no"):
                 getattr(server, name)
         with pytest.raises(TutorialError, match="not running: it has no"):
@@ -319,10 +337,10 @@ def test_the_workers_share_the_cores(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = all_cores()
     if cores < 2:
         pytest.skip("this machine has one core")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", VARIABLE):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -331,16 +349,16 @@ def test_the_workers_share_the_cores(
         for name, number in workers.items()
     }
     expected = threads(cores)
-    server = TorchServe(models=models, config=config)
-    assert server._own_variables(os.environ).get("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS")) == (
-        expected and str(expected)
-    )
+    seen = {**TorchServe(models=models, config=config)._own_variables(os.environ), **os.environ}
+    assert seen.get("OMP_NUM_THREADS") == (expected and str(expected))
 
 
-def test_a_handler_computes_with_its_share_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+def test_a_handler_computes_with_its_share_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", VARIABLE):
         monkeypatch.delenv(name, raising=False)
     mar = packed(tmp_path, "moody", MOODY, "minWorkers: 2\nmaxWorkers: 2\n")
     with TorchServe(models={"m": mar}) as server, ThreadPoolExecutor(2) as pool:
-        share = str(max(1, len(os.sched_getaffinity(0)) // 2))
+        share = str(max(1, all_cores() // 2))
         assert set(pool.map(lambda _: str(server.inference.predict("m", b"")), range(8))) == {share}

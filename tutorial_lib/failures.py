@@ -11,6 +11,7 @@ import requests
 
 from tutorial_lib.client import InferenceClient
 from tutorial_lib.errors import ApiError, hint_for_log
+from tutorial_lib.exit_status import without_exception
 from tutorial_lib.logs import cause_of_death, exception_line, too_slow, tracebacks
 
 Read = Callable[[], str]  # returns the log's lines since a moment
@@ -107,21 +108,7 @@ def _explain_death(error: ApiError, model: str, read: Read, limit: Limit) -> Non
     elif hint := hint_for_log(log):
         error.add_cause(hint)
     else:
-        _add(error, _traceback(log, model) or without_exception(error.status == 507))
-
-
-def without_exception(killed: bool) -> str:
-    """Returns a sentence on a worker that no exception ended.
-
-    >>> without_exception(killed=True)
-    'No exception ended the worker: it was killed by signal 9 (SIGKILL), ...'
-    """
-    if killed:
-        return (
-            "No exception ended the worker: it was killed by signal 9 (SIGKILL), which is what Linux does "
-            "when memory runs out (dmesg says whether it did)."
-        )
-    return "No exception ended the worker: a signal killed it, or its code called sys.exit or os._exit."
+        _add(error, _traceback(log, model) or without_exception())
 
 
 def _name_limit(error: ApiError, name: str, value: int | None) -> None:

@@ -32,7 +32,8 @@ from tutorial_lib.errors import (
     WorkerFailed,
     hint_for_log,
 )
-from tutorial_lib.failures import ExplainingClient, Read, without_exception
+from tutorial_lib.exit_status import without_exception
+from tutorial_lib.failures import ExplainingClient, Read
 from tutorial_lib.logs import (
     NO_TRACEBACK,
     dead_worker,
@@ -181,7 +182,7 @@ class ModelServer(ABC):
         if (worker := dead_worker(log)) is not None:
             cause = wait_for_traceback(lambda: self._recent_log(10_000))
             if cause.startswith(NO_TRACEBACK):
-                raise WorkerFailed(cause, self._how_it_ended(self._model_of(worker)))
+                raise WorkerFailed(cause, self._how_it_ended(worker))
             raise WorkerFailed(cause, hint_for_log(exception_line(cause)))
         if (worker := too_slow(log)) is not None:
             model = self._model_of(worker)
@@ -189,8 +190,8 @@ class ModelServer(ABC):
                 self._limit("startupTimeout", model),
                 f"a worker of {model} did not load it within its startupTimeout, so TorchServe ended it",
                 telling_lines(log, 20),
-                "Raise startupTimeout in the archive's config_file, or default_startup_timeout in config= "
-                "where the archive has none",
+                "Raise startupTimeout in the archive's config_file (where it has no such file, "
+                "default_startup_timeout in config=)",
             )
         if reason := worker_thread_failure(log):
             raise WorkerFailed(
@@ -235,9 +236,9 @@ class ModelServer(ABC):
         """Returns the value of a setting for a model; None if it is unknown."""
         return None
 
-    def _how_it_ended(self, model: str) -> str:
+    def _how_it_ended(self, worker: str) -> str:
         """Returns a sentence on a worker that no exception ended."""
-        return without_exception(killed=False)
+        return without_exception()
 
     @staticmethod
     def _model_of(worker: str) -> str:

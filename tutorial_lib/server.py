@@ -25,8 +25,9 @@ from tutorial_lib.errors import (
     TutorialError,
     hint_for_log,
 )
+from tutorial_lib.exit_status import explain_end
 from tutorial_lib.extras import need
-from tutorial_lib.failures import Read, without_exception
+from tutorial_lib.failures import Read
 from tutorial_lib.java import find_java, utf8_locale
 from tutorial_lib.model_server import POLL, ModelServer
 from tutorial_lib.preload_python import VARIABLE
@@ -44,7 +45,7 @@ from tutorial_lib.server_arguments import (
 from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_properties
 
 _ANSWER = 10.0  # seconds that a starting server has to answer a ping
-_EXIT = 60.0  # seconds to wait for a worker to fail once more
+_EXIT = 60.0  # seconds that a worker has to end in the same way again
 _LOGS = (
     *("console.log", "ts_log.log", "model_log.log", "access_log.log"),
     *("ts_metrics.log", "model_metrics.log"),
@@ -86,8 +87,8 @@ class TorchServe(ModelServer):
             Path is made absolute. With certificate_file and private_key_file all three addresses are https,
             and the clients trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
         startup_timeout: the one deadline for a whole start, in seconds. A worker may take as long (120 s at
-            least) to load its model, unless its archive has a startupTimeout or `config` has
-            default_startup_timeout.
+            least) to load its model, unless `config` has default_startup_timeout or its archive has a
+            config_file: that file's startupTimeout (120 s by default) then ends the start.
         log_dir: where to keep the logs; None for the server's folder, which is removed when it stops. The
             logs of the last run are moved to its folder earlier/1, earlier/2, …
         preload: True to start workers in tenths of a second, as forks of a process that has imported torch
@@ -296,16 +297,8 @@ class TorchServe(ModelServer):
         default = self._load_timeout if name == "startupTimeout" else None
         return self._config.limit(name, model, read_settings(self._models[model]), default)
 
-    def _how_it_ended(self, model: str) -> str:
-        """Starts the worker once more: TorchServe tells the exit status, as a 507 for SIGKILL, only then."""
-        killed = False
-        try:
-            for workers in (0, 1):
-                options = {"min_worker": workers, "max_worker": workers, "synchronous": "true"}
-                self.management._request("PUT", f"/models/{model}", params=options, timeout=_EXIT)
-        except ApiError as error:
-            killed = error.status == 507
-        return without_exception(killed)
+    def _how_it_ended(self, worker: str) -> str:
+        return explain_end(self.pid, f".ts.sock.{worker.split('-')[1]}", _EXIT)
 
     def _log_from_now(self) -> Read:
         start = self._console_log.stat().st_size

@@ -76,6 +76,9 @@ _LIMITS = {
     "max_response_size": ("max_response_size", 6_553_500),
 }
 
+# A config file in the archive sets these to TorchServe's defaults if it does not mention them.
+_SET_BY_ANY_CONFIG_FILE = ("minWorkers", "startupTimeout", "responseTimeout")
+
 _ADDRESS = re.compile(
     r"(https?)://([^:/\s]+):(\d+)", re.IGNORECASE | re.ASCII
 )  # TorchServe accepts no IPv6 address
@@ -168,6 +171,8 @@ class ServerConfig:
         7
         """
         key, of_torchserve = _LIMITS[name]
+        if archive and name not in archive and name in _SET_BY_ANY_CONFIG_FILE:
+            return of_torchserve
         versions: dict[str, dict[str, object]] = json.loads(self.settings.get("models", "{}")).get(model, {})
         in_config = [settings.get(name) for settings in versions.values()]
         for value in (archive.get(name), *in_config, self.settings.get(key), default):
