@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,8 +213,8 @@ def quick() -> Iterator[None]:
         ("a caught one before", "import", ["FileNotFoundError: [Errno 2]"]),
         ("a printed word", "load", ["KeyError: 'a'"]),
         ("in its sleep", "load", ["RuntimeError: wrong weights"]),
-        ("killed", "load", ["killed by signal 9"]),
-        ("exit", "load", ["ended it with exit status 1 (sys.exit"]),
+        ("killed", "load", ["a signal killed it (SIGKILL"]),
+        ("exit", "load", ["sys.exit"]),
     ],
 )
 def test_a_start_that_fails_tells_the_true_cause(
@@ -236,7 +237,28 @@ def test_a_start_that_fails_tells_the_true_cause(
         assert "captum" not in text and text.count("Traceback (most") == 1 and "may not write" not in text
 
 
-def test_a_segmentation_fault_has_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "cause"),
+    [
+        ("os.kill(os.getpid(), 9)", r"killed by signal 9 \(SIGKILL\)"),
+        ("os.kill(os.getpid(), 15)", r"killed by signal 15 \(SIGTERM\)"),
+        ("sys.exit(3)", r"called sys\.exit"),
+        ("os._exit(3)", r"called os\._exit\(3\)"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone shows how a process ended")
+def test_a_worker_that_no_exception_ended(
+    call: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    source = f"import os, sys\ndef handle(data, context):\n    print('Permission denied')\n    {call}\n"
+    with pytest.raises(WorkerFailed, match=cause) as failed:
+        TorchServe(models={"m": packed(tmp_path, "m", source)}).start()
+    assert failed.value.traceback.startswith("(no traceback)") and "may not" not in str(failed.value)
+
+
+def test_a_segmentation_fault_has_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     source = "import ctypes\ndef handle(data, context):\n    ctypes.string_at(0)\n"
     with pytest.raises(WorkerFailed, match=r"Segmentation fault(?s:.*)crash_handler\.py"):
         TorchServe(models={"m": packed(tmp_path, "crash", source)}).start()

@@ -25,7 +25,7 @@ from tutorial_lib.errors import (
     TutorialError,
     hint_for_log,
 )
-from tutorial_lib.exit_status import explain_end
+from tutorial_lib.exit_status import explain_end, without_exception
 from tutorial_lib.extras import need
 from tutorial_lib.failures import Read
 from tutorial_lib.java import find_java, utf8_locale
@@ -298,7 +298,9 @@ class TorchServe(ModelServer):
         return self._config.limit(name, model, read_settings(self._models[model]), default)
 
     def _how_it_ended(self, worker: str) -> str:
-        return explain_end(self.pid, f".ts.sock.{worker.split('-')[1]}", _EXIT)
+        if self._folder is None or self._preload is not None or VARIABLE in os.environ:
+            return without_exception()  # TorchServe's child is then a program that waits for the worker
+        return explain_end(self.pid, self._folder / f".ts.sock.{worker.split('-')[1]}", _EXIT)
 
     def _log_from_now(self) -> Read:
         start = self._console_log.stat().st_size
