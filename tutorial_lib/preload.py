@@ -112,7 +112,9 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
     return subprocess.Popen(
         [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder), *MODULES, *packages],
         cwd=folder,
-        env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
+        # A fork then prints a traceback at a segmentation fault, as other workers of a server do.
+        env={"PYTHONFAULTHANDLER": "1"}
+        | {name: value for name, value in environment.items() if name != "PYTHONPATH"},
         stdin=subprocess.PIPE,  # which closes when this process ends
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

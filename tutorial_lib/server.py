@@ -70,8 +70,8 @@ class TorchServe(ModelServer):
 
     The workers share the cores: OMP_NUM_THREADS is the number of cores divided by the number of workers that
     the archives and `config` ask for, at least 1. It is not set if the environment has OMP_NUM_THREADS or
-    MKL_NUM_THREADS, if `config` has cpu_launcher_enable, or inside `preloaded`. `redeploy` and
-    `management.scale` don't change it later.
+    MKL_NUM_THREADS, or if `config` has cpu_launcher_enable. `redeploy` and `management.scale` don't change it
+    later.
 
     Args:
         models: name to serve as → archive. All archives lie in one folder, the model store.
@@ -243,8 +243,6 @@ class TorchServe(ModelServer):
 
     def _own_variables(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """Returns the variables that workers have unless the user's environment has others."""
-        if VARIABLE in inherited:  # workers are forks of a process that has started already
-            return {}
         own = {"PYTHONFAULTHANDLER": "1"}  # a segmentation fault then has a traceback
         workers = sum(self._limit("minWorkers", name) or 1 for name in self._models)
         share = max(1, usable_cores() // max(1, workers))
