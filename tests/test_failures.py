@@ -20,7 +20,6 @@ from tutorial_lib import (
     TutorialError,
     WorkerFailed,
     build_archive,
-    preloaded,
 )
 from tutorial_lib.cores import all_cores
 from tutorial_lib.preload_python import VARIABLE
@@ -198,12 +197,6 @@ open("/nowhere/weights.pt")
 }
 
 
-@pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    with preloaded():
-        yield
-
-
 @pytest.mark.parametrize(
     ("what", "where", "parts"),
     [
@@ -218,7 +211,7 @@ def quick() -> Iterator[None]:
     ],
 )
 def test_a_start_that_fails_tells_the_true_cause(
-    what: str, where: str, parts: list[str], tmp_path: Path, quick: None
+    what: str, where: str, parts: list[str], tmp_path: Path
 ) -> None:
     fault = FAULTS[what]
     if where == "load":
@@ -266,20 +259,20 @@ def test_a_segmentation_fault_has_a_traceback(tmp_path: Path, monkeypatch: pytes
 SLOW = "import time\ndef handle(data, context):\n    data or time.sleep(6)\n    return data and ['ok']\n"
 
 
-def test_the_deadline_of_the_archive_is_named_at_its_first_kill(tmp_path: Path, quick: None) -> None:
+def test_the_deadline_of_the_archive_is_named_at_its_first_kill(tmp_path: Path) -> None:
     mar = packed(tmp_path, "slow", SLOW, "startupTimeout: 2\n")
     with pytest.raises(StartTimeout, match=r"within 2 s: a worker of m did .* Raise startupTimeout") as late:
         TorchServe(models={"m": mar}, startup_timeout=280).start()
     assert "startup_timeout=" not in str(late.value)
 
 
-def test_a_deadline_in_the_config_is_named_too(tmp_path: Path, quick: None) -> None:
+def test_a_deadline_in_the_config_is_named_too(tmp_path: Path) -> None:
     mar = packed(tmp_path, "slow", SLOW)
     with pytest.raises(StartTimeout, match=r"within 3 s: .*default_startup_timeout in config="):
         TorchServe(models={"m": mar}, config={"default_startup_timeout": 3}).start()
 
 
-def test_torchserve_gets_the_deadline_of_the_start(tmp_path: Path, quick: None) -> None:
+def test_torchserve_gets_the_deadline_of_the_start(tmp_path: Path) -> None:
     models = {"m": packed(tmp_path, "m", MOODY), "n": packed(tmp_path, "n", MOODY, "responseTimeout: 9\n")}
     with TorchServe(models=models, startup_timeout=280) as server:
         assert server.management.describe("m")["startupTimeout"] == 280
@@ -292,7 +285,7 @@ def test_torchserve_gets_the_deadline_of_the_start(tmp_path: Path, quick: None) 
 # The logs of a run are its own
 
 
-def test_the_logs_of_an_earlier_run_are_kept_apart(tmp_path: Path, quick: None) -> None:
+def test_the_logs_of_an_earlier_run_are_kept_apart(tmp_path: Path) -> None:
     logs, mar = tmp_path / "logs", packed(tmp_path, "moody", MOODY)
     for run in ("first", "second"):
         with TorchServe(models={"m": mar}, log_dir=logs) as server:
@@ -310,7 +303,7 @@ def test_the_logs_of_an_earlier_run_are_kept_apart(tmp_path: Path, quick: None) 
 # A server that does not run
 
 
-def test_clients_of_a_server_that_does_not_run_are_a_sentence(tmp_path: Path, quick: None) -> None:
+def test_clients_of_a_server_that_does_not_run_are_a_sentence(tmp_path: Path) -> None:
     server = TorchServe(models={"m": packed(tmp_path, "moody", MOODY)})
 
     def ask() -> None:

@@ -158,7 +158,7 @@ def _port_error(name: str, host: str, port: int, error: OSError) -> TutorialErro
         return TutorialError(
             f"The {name} port {port} is for administrators (as most below 1024). Choose a higher one."
         )
-    return TutorialError(
-        f"The {name} address {host} can't be opened: {error.strerror or error}. Give an address of this "
-        "machine: 127.0.0.1 for this machine alone, or 0.0.0.0 for all of its addresses."
-    )
+    advice = "Give an address of this machine: 127.0.0.1 for it alone, or 0.0.0.0 for all of its addresses."
+    is_elsewhere = error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror)
+    text = f"The {name} address {host} can't be opened: {error.strerror or error}."
+    return TutorialError(f"{text} {advice}" if is_elsewhere else text)
