@@ -31,6 +31,7 @@ from tutorial_lib.errors import (
     PortInUse,
     TutorialError,
 )
+from tutorial_lib.failures import Read
 from tutorial_lib.image_packages import check_packages, refuse_passwords, requirements
 from tutorial_lib.model_server import ADDRESSES, ModelServer
 from tutorial_lib.processes import orphans, reap_orphans, remove_folder, set_engine
@@ -539,6 +540,10 @@ class Container(ModelServer):
     def logs(self, n: int = 20) -> str:
         """Returns the same as `log_tail`; the name is that of the engine's command."""
         return self.log_tail(n)
+
+    def _log_from_now(self) -> Read:
+        since = datetime.now(UTC).isoformat()
+        return lambda: self._read_log(10_000, "--since", since)
 
     def _recent_log(self, n: int) -> str:
         return self._read_log(n, *(["--since", self._restarted] if self._restarted else []))

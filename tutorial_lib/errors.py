@@ -73,17 +73,24 @@ class ServerExited(TutorialError):
 
 
 class StartTimeout(TutorialError):
-    """The server was not ready before its one deadline, and was stopped.
+    """The server was not ready before a deadline, and was stopped.
 
     Attributes:
         log_tail: the last lines that the server printed.
     """
 
-    def __init__(self, seconds: float, waiting_for: str, log_tail: str) -> None:
+    def __init__(
+        self,
+        seconds: float | None,
+        waiting_for: str,
+        log_tail: str,
+        advice: str = "Give it more time with startup_timeout=",
+    ) -> None:
         self.log_tail = log_tail
+        within = "in time" if seconds is None else f"within {seconds:g} s"
         super().__init__(
-            f"TorchServe was not ready within {seconds:g} s: {waiting_for}. It was stopped. "
-            f"Give it more time with startup_timeout=, or look for the cause in its last lines:\n"
+            f"TorchServe was not ready {within}: {waiting_for}. It was stopped. "
+            f"{advice}, or look for the cause in its last lines:\n"
             f"{log_tail or '(it printed nothing)'}"
         )
 
@@ -92,14 +99,19 @@ class WorkerFailed(TutorialError):
     """A model's worker died while loading the model.
 
     Attributes:
-        traceback: the first traceback of the model log, which is the true cause.
+        traceback: the traceback that ended the worker, from the model log; "(no traceback)" and the last
+            lines if no exception ended it.
     """
 
     def __init__(self, traceback: str, hint: str = "") -> None:
         self.traceback = traceback
+        what = (
+            "The last lines of the log"
+            if traceback.startswith("(no ")
+            else "The traceback in the model log, which is the cause"
+        )
         super().__init__(
-            f"A worker died while it loaded its model. {hint}".rstrip()
-            + f"\nThe first traceback in the model log, which is the cause:\n{traceback}"
+            f"A worker died while it loaded its model. {hint}".rstrip() + f"\n{what}:\n{traceback}"
         )
 
 
@@ -185,7 +197,18 @@ class ApiError(TutorialError):
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message
         what = ": ".join(part for part in (f"{status} {kind}" if status else kind, message) if part)
-        super().__init__(f"{what.rstrip('.')}. {_advice(status, kind, message)}".rstrip())
+        self._what = what.rstrip(".")
+        super().__init__(f"{self._what}. {_advice(status, kind, message)}".rstrip())
+
+    def add_cause(self, cause: str, *, in_place_of_advice: bool = False) -> None:
+        """Adds to the error's text what the server's log says about the failure.
+
+        >>> error = ApiError(503, "InternalServerException", "Prediction failed")
+        >>> error.add_cause("ValueError: no price", in_place_of_advice=True)
+        >>> print(error)
+        503 InternalServerException: Prediction failed. ValueError: no price
+        """
+        self.args = (f"{self._what}. {cause}" if in_place_of_advice else f"{self}\n{cause}",)
 
 
 class _Advice(NamedTuple):
@@ -367,27 +390,32 @@ def explain_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{path}. {advice}"
 
 
-# What well-known lines of a server's log mean; the first row whose line is in the log wins.
+# What well-known lines mean: TorchServe's own, and those with which an exception ends. The first row that
+# matches a line wins.
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
     "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
-    "Too many open files": "It may open no more files: raise the limit (`ulimit -n`).",
-    "No space left on device": "The disk of its temporary folder is full: free some of it, or set TMPDIR to "
-    "a short path on another disk.",
+    "No space left on device": "A disk is full, or has no room for more files: free some. For the temporary "
+    "folder, TMPDIR may name another disk, with a short path.",
+    "Too many open files": "It may not open more files: raise the limit (ulimit -n).",
     "Address already in use": "One of its ports is taken.",
     "UnsupportedClassVersionError": "Its Java is too old: 11 or newer is needed.",
     "java not found": "It found no Java: check JAVA_HOME.",
     "No such file or directory: 'java'": "It found no Java: check JAVA_HOME.",
-    "ModuleNotFoundError": "A Python package is missing in the environment that runs TorchServe.",
-    "Permission denied": "It may not write or read one of its files.",
+    r"^ModuleNotFoundError: No module named '([^']+)'": "A Python package is missing in the environment that "
+    r"runs TorchServe: \1. Install it there; if \1 is a file of yours, give it in extra_files=.",
+    "^ModuleNotFoundError": "A Python package is missing in the environment that runs TorchServe.",
+    r"PermissionError|AccessDenied|\(Permission denied\)": "It may not write or read one of its files.",
 }
+_PRINTED_BY_A_WORKER = " MODEL_LOG - "
 
 
 def hint_for_log(log: str) -> str:
     """Returns what to do about a server that failed, by the well-known lines of its log.
 
     Args:
-        log: the last lines of the log.
+        log: the last lines of the log, or the line that names an exception. Lines that a worker printed are
+            not looked at: a handler may print anything.
 
     Returns:
         A sentence; "" if no well-known line is in the log.
@@ -395,4 +423,8 @@ def hint_for_log(log: str) -> str:
     >>> hint_for_log("java.net.BindException: Address already in use")
     'One of its ports is taken.'
     """
-    return next((hint for line, hint in _LOG_HINTS.items() if line in log), "")
+    lines = [line for line in log.splitlines() if _PRINTED_BY_A_WORKER not in line]
+    for pattern, hint in _LOG_HINTS.items():
+        if found := next(filter(None, (re.search(pattern, line) for line in lines)), None):
+            return found.expand(hint)
+    return ""

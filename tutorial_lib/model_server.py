@@ -7,6 +7,7 @@ import contextlib
 import html
 import logging
 import os
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -31,14 +32,24 @@ from tutorial_lib.errors import (
     explain_os_error,
     hint_for_log,
 )
-from tutorial_lib.logs import refusal, telling_lines, wait_for_traceback, worker_thread_failure
+from tutorial_lib.exit_status import without_exception
+from tutorial_lib.failures import ExplainingClient, Read
+from tutorial_lib.logs import (
+    NO_TRACEBACK,
+    dead_worker,
+    exception_line,
+    refusal,
+    telling_lines,
+    too_slow,
+    wait_for_traceback,
+    worker_thread_failure,
+)
 from tutorial_lib.processes import new_folder, remove_folder
 
 ADDRESSES = ("inference", "management", "metrics")
 POLL = 0.1  # seconds between two checks of a starting server
 
 _STARTS = 5  # at most, if other programs take the ports that were free
-_DIED_IN_IMPORTS = "Backend stream closed."  # TorchServe's words for a worker that ended before it listened
 _KEPT_LINES = 200  # of the log, kept after the server ended
 _logger = logging.getLogger(__name__)
 
@@ -54,18 +65,11 @@ class ModelServer(ABC):
 
     Attributes:
         token_auth: whether the server asks for access tokens.
-        inference: requests predictions.
-        management: registers, describes and scales models.
-        metrics: reads counters.
 
     >>> from tutorial_lib import Container, TorchServe
     >>> issubclass(TorchServe, ModelServer), issubclass(Container, ModelServer)
     (True, True)
     """
-
-    inference: InferenceClient
-    management: ManagementClient
-    metrics: MetricsClient
 
     def __init__(self, *, token_auth: bool, startup_timeout: float) -> None:
         if not isinstance(token_auth, bool):
@@ -79,6 +83,7 @@ class ModelServer(ABC):
         self._folder: Path | None = None  # set from a start until the end
         self._owner = os.getpid()
         self._last_lines = ""
+        self._clients: tuple[InferenceClient, ManagementClient, MetricsClient] | None = None
 
     # Starting and ending
 
@@ -147,7 +152,7 @@ class ModelServer(ABC):
             self._end(self._folder)
         finally:
             remove_folder(self._folder)
-        self._folder = None
+        self._folder = self._clients = None
         _logger.info("%s has ended", self)
 
     def _keep_last_lines(self) -> None:
@@ -180,11 +185,23 @@ class ModelServer(ABC):
         log = self._recent_log(10_000)
         if reason := refusal(log):
             raise ArchiveError(f"TorchServe refused the archive {reason}")
-        if "backend worker process died" in log.lower() or _DIED_IN_IMPORTS in log:
-            raise WorkerFailed(wait_for_traceback(lambda: self._recent_log(10_000)), hint_for_log(log))
-        if cause := worker_thread_failure(log):
+        if (worker := dead_worker(log)) is not None:
+            cause = wait_for_traceback(lambda: self._recent_log(10_000))
+            if cause.startswith(NO_TRACEBACK):
+                raise WorkerFailed(cause, self._how_it_ended(worker))
+            raise WorkerFailed(cause, hint_for_log(exception_line(cause)))
+        if (worker := too_slow(log)) is not None:
+            model = self._model_of(worker)
+            raise StartTimeout(
+                self._limit("startupTimeout", model),
+                f"a worker of {model} did not load it within its startupTimeout, so TorchServe ended it",
+                telling_lines(log, 20),
+                "Raise startupTimeout in the archive's config_file (where it has no such file, "
+                "default_startup_timeout in config=)",
+            )
+        if reason := worker_thread_failure(log):
             raise WorkerFailed(
-                cause, "TorchServe itself failed: check the settings in the archive's config_file."
+                reason, "TorchServe itself failed: check the settings in the archive's config_file."
             )
 
     # What a subclass defines
@@ -221,6 +238,23 @@ class ModelServer(ABC):
         """Returns the last n lines since the last start."""
         return self.log_tail(n)
 
+    def _limit(self, name: str, model: str) -> int | None:
+        """Returns the value of a setting for a model; None if it is unknown."""
+        return None
+
+    def _how_it_ended(self, worker: str) -> str:
+        """Returns a sentence on a worker that no exception ended."""
+        return without_exception()
+
+    @staticmethod
+    def _model_of(worker: str) -> str:
+        """Returns the name of the model of a worker such as "W-9000-my_model_1.0"."""
+        return re.sub(r"^W-\d+-|_[^_]*$", "", worker)
+
+    @abstractmethod
+    def _log_from_now(self) -> Read:
+        """Returns a function that reads what the log has from now on."""
+
     def _is_worth_another_try(self, error: BaseException) -> bool:
         return False
 
@@ -236,6 +270,29 @@ class ModelServer(ABC):
         Raises:
             TutorialError: the server is not running, or asks for no tokens.
         """
+
+    @property
+    def inference(self) -> InferenceClient:
+        """Requests predictions; an error of a prediction has the traceback from the server's log."""
+        return self._running_clients()[0]
+
+    @property
+    def management(self) -> ManagementClient:
+        """Registers, describes and scales models."""
+        return self._running_clients()[1]
+
+    @property
+    def metrics(self) -> MetricsClient:
+        """Reads counters."""
+        return self._running_clients()[2]
+
+    def _running_clients(self) -> tuple[InferenceClient, ManagementClient, MetricsClient]:
+        if self._clients is None:
+            raise TutorialError(
+                f"{self} is not running: it has no clients and addresses. Use it inside "
+                f"`with {type(self).__name__}(…) as server:`, or call start() first."
+            )
+        return self._clients
 
     @property
     def inference_address(self) -> str:
@@ -268,9 +325,13 @@ class ModelServer(ABC):
         verify: bool | str = True,
     ) -> None:
         """Makes new clients, with the access token of each address; metrics use that of inference."""
-        self.inference = InferenceClient(self.inference_address, token=inference, verify=verify)
-        self.management = ManagementClient(self.management_address, token=management, verify=verify)
-        self.metrics = MetricsClient(self.metrics_address, token=inference, verify=verify)
+        client = ExplainingClient(self.inference_address, token=inference, verify=verify)
+        client.log_from_now, client.limit = self._log_from_now, self._limit
+        self._clients = (
+            client,
+            ManagementClient(self.management_address, token=management, verify=verify),
+            MetricsClient(self.metrics_address, token=inference, verify=verify),
+        )
 
     def __str__(self) -> str:
         return type(self).__name__

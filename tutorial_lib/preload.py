@@ -110,7 +110,9 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
     ...     process.kill()
     """
     command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder), *MODULES, *packages]
-    variables = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    # A fork then prints a traceback at a segmentation fault, as other workers of a server do.
+    variables = {"PYTHONFAULTHANDLER": "1", **environment}
+    variables.pop("PYTHONPATH", None)
     return start_owned(command, folder, variables, subprocess.DEVNULL)
 
 

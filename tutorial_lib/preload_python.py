@@ -28,7 +28,7 @@ READ_AT_IMPORT = (
     *("TRANSFORMERS", "XDG_CACHE"),
 )
 # Exceptions: each worker has its own PYTHONPATH; importing torch sets the other variable, and reads it later.
-EXCEPT = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+EXCEPT = ("PYTHONPATH", "PYTHONFAULTHANDLER", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def circumstances() -> dict[str, Any]:

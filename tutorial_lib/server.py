@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import itertools
 import logging
+import math
 import os
-import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,26 +17,42 @@ from pathlib import Path
 
 from tutorial_lib import launcher
 from tutorial_lib import preload as preloading
-from tutorial_lib.archive import NAME, NAME_ADVICE, check_files, check_sha256, python_files
+from tutorial_lib.archive import check_sha256, python_files, read_settings
 from tutorial_lib.client import KeyFile, TokenType
-from tutorial_lib.console_log import older_part, read_tail
+from tutorial_lib.console_log import read_since, read_tail
+from tutorial_lib.cores import all_cores, usable_cores
 from tutorial_lib.errors import (
     ApiError,
     ArchiveError,
-    PortInUse,
     ServerExited,
     TutorialError,
     hint_for_log,
 )
+from tutorial_lib.exit_status import explain_end, without_exception
 from tutorial_lib.extras import need
+from tutorial_lib.failures import Read
 from tutorial_lib.java import find_java, utf8_locale
 from tutorial_lib.model_server import POLL, ModelServer
 from tutorial_lib.preload_python import VARIABLE
 from tutorial_lib.processes import end_processes, reap_orphans, start_owned
 from tutorial_lib.redeploy import redeploy
+from tutorial_lib.server_arguments import (
+    checked_log_dir,
+    checked_models,
+    checked_ports,
+    checked_preload,
+    checked_sha256,
+    choose_ports,
+    find_store,
+)
 from tutorial_lib.server_config import LOOPBACK, PORT_NAMES, ServerConfig, to_properties
 
 _ANSWER = 10.0  # seconds that a starting server has to answer a ping
+_EXIT = 60.0  # seconds that a worker has to end in the same way again
+_LOGS = (
+    *("console.log", "console.log.1", "ts_log.log", "model_log.log", "access_log.log"),
+    *("ts_metrics.log", "model_metrics.log"),
+)
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a Unix socket
 _READ_BY_TORCHSERVE = ("TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")  # would override the options of a start
 _logger = logging.getLogger(__name__)
@@ -49,6 +64,11 @@ class TorchServe(ModelServer):
     The server runs in a new temporary folder (config, access tokens, sockets, unpacked models, logs), listens
     on loopback only, and asks for access tokens. "Ready" means that each model has a READY worker. If the
     owner process ends without a stop, even if it is killed, the server ends within seconds.
+
+    The workers share the cores: OMP_NUM_THREADS is the number of cores divided by the number of workers that
+    the archives and `config` ask for, at least 1. It is not set if the environment has OMP_NUM_THREADS or
+    MKL_NUM_THREADS, or if `config` has cpu_launcher_enable. `redeploy` and `management.scale` don't change it
+    later.
 
     Args:
         models: name to serve as → archive. All archives lie in one folder, the model store.
@@ -63,8 +83,11 @@ class TorchServe(ModelServer):
             clients use them too: {"inference_address": "http://0.0.0.0:8080"} listens on all interfaces. A
             Path is made absolute. With certificate_file and private_key_file all three addresses are https,
             and the clients trust that certificate (gRPC has a switch of its own: enable_grpc_ssl).
-        startup_timeout: the one deadline for a whole start, in seconds.
-        log_dir: where to keep the logs; None for the server's folder, which is removed when it stops.
+        startup_timeout: the one deadline for a whole start, in seconds. A worker may take as long (120 s at
+            least) to load its model, unless `config` has default_startup_timeout or its archive has a
+            config_file: that file's startupTimeout (120 s by default) then ends the start.
+        log_dir: where to keep the logs; None for the server's folder, which is removed when it stops. The
+            logs of the last run are moved to its folder earlier/1, earlier/2, …
         preload: True to start workers in tenths of a second, as forks of a process that has imported torch
             and transformers, or a list of more packages to import there. See `preloaded`, which does this for
             many servers. The process needs as much memory as a worker without its model.
@@ -100,14 +123,14 @@ class TorchServe(ModelServer):
             raise TypeError(f"model_api is {model_api!r}. Give True or False.")
         self._config = ServerConfig.of(config)
         self.token_auth = not self._config.is_on("disable_token_authorization", not token_auth)
-        self._models = _checked_models(models)
-        self._model_store = _find_store(self._models, model_store)
+        self._models = checked_models(models)
+        self._model_store = find_store(self._models, model_store)
         self._model_api = self._config.is_on("enable_model_api", model_api)
         takes_code = self._model_api or self._config.settings.get("allowed_urls", "none") != "none"
-        self._sha256 = _checked_sha256(sha256, self._models, model_store, takes_code)
-        self._wanted_ports = _checked_ports(ports, self._config)
-        self._log_dir = _checked_log_dir(log_dir)
-        self._preload = _checked_preload(preload)
+        self._sha256 = checked_sha256(sha256, self._models, model_store, takes_code)
+        self._wanted_ports = checked_ports(ports, self._config)
+        self._log_dir = checked_log_dir(log_dir)
+        self._preload = checked_preload(preload)
         self._process: subprocess.Popen[bytes] | None = None
         self._preloading: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
@@ -126,8 +149,9 @@ class TorchServe(ModelServer):
     def _launch(self, folder: Path) -> None:
         _check_length(folder)
         self._copy_checked_archives()
-        self._ports = _choose_ports(self._wanted_ports, self._config)
+        self._ports = choose_ports(self._wanted_ports, self._config)
         self.log_dir.mkdir(parents=True, exist_ok=True)
+        _move_earlier_logs(self.log_dir)
         (folder / "config.properties").write_text(self._properties(), encoding="ascii")
         _logger.debug("%s", self.command)
         environment = self._environment(folder)
@@ -136,8 +160,6 @@ class TorchServe(ModelServer):
             environment[VARIABLE] = str(folder)
         python = preloading.python_for(folder, environment)
         command = launcher.command(folder, self._console_log, python, self._arguments())
-        for log in (self._console_log, older_part(self._console_log)):
-            log.unlink(missing_ok=True)  # those of an earlier server
         with self._console_log.open("ab") as console:  # not a pipe: one that nobody reads blocks the server
             self._process = start_owned(command, folder, environment, console)
         self._connect(folder)
@@ -203,12 +225,23 @@ class TorchServe(ModelServer):
         if inherited.get("PYTHONPATH"):
             inherited["PYTHONPATH"] = self._python_path(folder, inherited["PYTHONPATH"])
         return {
+            **self._own_variables(inherited),
             **inherited,
             **utf8_locale(inherited),
             "JAVA_HOME": str(self._java_home),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), str(self.log_dir)),
         }
+
+    def _own_variables(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Returns the variables that workers have unless the user's environment has others."""
+        own = {"PYTHONFAULTHANDLER": "1"}  # a segmentation fault then has a traceback
+        workers = sum(self._limit("minWorkers", name) or 1 for name in self._models)
+        share = max(1, usable_cores() // max(1, workers))
+        by_user = "MKL_NUM_THREADS" in inherited or self._config.is_on("cpu_launcher_enable", False)
+        if share < all_cores() and not by_user:
+            own["OMP_NUM_THREADS"] = str(share)
+        return own
 
     def _python_path(self, folder: Path, python_path: str) -> str:
         """Returns PYTHONPATH without the modules that the archives have, and with absolute paths.
@@ -237,9 +270,35 @@ class TorchServe(ModelServer):
             "allowed_urls": "none",  # else a management token is enough to fetch code from anywhere
             "metrics_mode": "prometheus",  # else the metrics address has no metrics
             "default_workers_per_model": 1,  # else one copy of the model for each core
+            "default_startup_timeout": self._load_timeout,
             **self._config.settings,
         }
         return to_properties(settings)
+
+    @property
+    def _load_timeout(self) -> int:
+        return max(120, math.ceil(min(self._startup_timeout, 1_000_000)))
+
+    def _limit(self, name: str, model: str) -> int | None:
+        if name.startswith("max_"):
+            return self._config.limit(name, model, {})
+        if model not in self._models:  # registered later, with settings of its own
+            return None
+        default = self._load_timeout if name == "startupTimeout" else None
+        return self._config.limit(name, model, read_settings(self._models[model]), default)
+
+    def _how_it_ended(self, worker: str) -> str:
+        if self._folder is None or self._preload is not None or VARIABLE in os.environ:
+            return without_exception()  # TorchServe's child is then a program that waits for the worker
+        return explain_end(self.pid, self._folder / f".ts.sock.{worker.split('-')[1]}", _EXIT)
+
+    def _log_from_now(self) -> Read:
+        start = self._console_log.stat().st_size
+
+        def read() -> str:
+            return read_since(self._console_log, start)
+
+        return read
 
     def _raise_if_ended(self) -> None:
         assert self._process is not None
@@ -403,19 +462,21 @@ class TorchServe(ModelServer):
             time.sleep(POLL)
 
     def _address(self, name: str) -> str:
-        if not self._ports:
-            raise TutorialError("This server has not been started: it has no addresses yet.")
+        if self._folder is None:
+            raise TutorialError("This server is not running: it has no addresses. Start it first.")
         return self._config.url(name, self._ports[name])
 
 
-def _checked_preload(preload: bool | Sequence[str]) -> Sequence[str] | None:
-    """Returns the packages to preload beside the usual ones, or None for no preloading."""
-    if isinstance(preload, bool):
-        return () if preload else None
-    if not isinstance(preload, list | tuple) or not all(isinstance(name, str) for name in preload):
-        raise TypeError(f"preload is {preload!r}. Give True, or a list of packages: ['torchvision'].")
-    preloading.check_packages(preload)
-    return tuple(preload)
+def _move_earlier_logs(log_dir: Path) -> None:
+    """Moves the logs of an earlier run out of the way, since TorchServe would append to them."""
+    logs = [log for name in _LOGS if (log := log_dir / name).is_file()]
+    if not logs:
+        return
+    earlier = log_dir / "earlier"
+    folder = next(place for n in itertools.count(1) if not (place := earlier / str(n)).exists())
+    folder.mkdir(parents=True)
+    for log in logs:
+        log.rename(folder / log.name)
 
 
 def _check_length(folder: Path) -> None:
@@ -457,141 +518,3 @@ def _without(hidden: set[str], folder: Path, view: Path) -> Path:
     for name in names - hidden:
         (view / name).symlink_to((folder / name).absolute())
     return view
-
-
-def _checked_models(models: Mapping[str, str | Path] | None) -> dict[str, Path]:
-    if not isinstance(models, Mapping | None):
-        raise TypeError(
-            f"models is {models!r:.100}. Give a dict from the name to serve a model as to its archive, as "
-            "{'my_model': 'model_store/my_model.mar'}."
-        )
-    for name, archive in (models or {}).items():
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ValueError(f"models has the name {name!r}, which TorchServe can't serve. {NAME_ADVICE}")
-        if not isinstance(archive, str | os.PathLike):
-            raise TypeError(f"models has {name!r}: {archive!r:.100}. Give the path of an archive.")
-        if "," in Path(archive).name:
-            raise ValueError(f"TorchServe reads {Path(archive).name!r} as two archives. Rename it: no comma.")
-    return {name: Path(archive) for name, archive in (models or {}).items()}
-
-
-def _checked_log_dir(log_dir: str | Path | None) -> Path | None:
-    if log_dir is None:
-        return None
-    if not isinstance(log_dir, str | os.PathLike) or not str(log_dir):
-        raise TypeError(f"log_dir is {log_dir!r:.100}. Give the path of a folder.")
-    if Path(log_dir).exists() and not Path(log_dir).is_dir():
-        raise ValueError(f"log_dir is {str(log_dir)!r}, which is a file. Give a folder.")
-    return Path(log_dir).absolute()
-
-
-def _find_store(models: Mapping[str, Path], model_store: str | Path | None) -> Path | None:
-    """Returns the folder that all archives are in; TorchServe loads local archives only from there."""
-    for archive in models.values():
-        check_files(archive)
-    folders = {archive.absolute().parent for archive in models.values()}
-    if model_store is not None:
-        if not isinstance(model_store, str | os.PathLike):
-            raise TypeError(f"model_store is {model_store!r:.100}. Give the path of a folder.")
-        store = Path(model_store).absolute()
-        if not store.is_dir():
-            raise ArchiveError(f"There is no model store {model_store}. Make the folder first.")
-        folders.add(store)
-    if len(folders) > 1:
-        raise ArchiveError(
-            f"TorchServe loads archives from one folder, and these lie in {len(folders)}: "
-            f"{', '.join(sorted(str(folder) for folder in folders))}. Build them into one model store."
-        )
-    return folders.pop() if folders else None
-
-
-def _checked_sha256(
-    sha256: Mapping[str, str] | None,
-    models: Mapping[str, Path],
-    model_store: str | Path | None,
-    takes_code: bool,
-) -> dict[str, str] | None:
-    if sha256 is None:
-        return None
-    if not isinstance(sha256, Mapping):
-        raise TypeError(
-            f"sha256 is {sha256!r:.100}. Give a dict from each model's name to its archive_sha256."
-        )
-    for name, digest in sha256.items():
-        if not isinstance(digest, str) or not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", digest):
-            raise ValueError(
-                f"sha256 has {name!r}: {digest!r:.100}. Give its archive's archive_sha256: 64 hex digits."
-            )
-        if name not in models:
-            raise ValueError(f"sha256 has {name!r}, and models does not. Is the name right?")
-    if takes_code:
-        raise ArchiveError(
-            "A server with sha256= serves what was checked and nothing else; with model_api=True or "
-            "allowed_urls a management token is enough to bring in other code. Leave those out, or sha256=."
-        )
-    if model_store is not None:
-        raise ArchiveError(
-            "A server with sha256= has a model store of its own, with what was checked and nothing else. "
-            "Leave model_store= out."
-        )
-    unknown = sorted(set(models) - set(sha256))
-    if unknown:
-        raise ArchiveError(
-            f"sha256= has nothing for {', '.join(unknown)}. Give the digest of each model's archive."
-        )
-    return dict(sha256)
-
-
-def _checked_ports(ports: Mapping[str, int] | None, config: ServerConfig) -> dict[str, int]:
-    """Returns the ports that were asked for, in ports= or in config=."""
-    if not isinstance(ports, Mapping | None):
-        raise TypeError(f"ports is {ports!r:.100}. Give a dict, as {{'inference': 8080}}.")
-    asked = dict(ports or {})
-    for name, port in asked.items():
-        if name not in PORT_NAMES:
-            raise ValueError(f"There is no port {name!r}; the names are {', '.join(PORT_NAMES)}.")
-        if isinstance(port, bool) or not isinstance(port, int):
-            raise TypeError(f"The {name} port is {port!r}. Give a whole number, as 8080.")
-        if not 0 < port < 65536:
-            raise ValueError(f"The {name} port {port} is not between 1 and 65535.")
-        if config.port(name) is not None:
-            raise ValueError(f"Both ports and config have a port for {name}. Leave one of them out.")
-    found = {name: asked.get(name) or config.port(name) for name in PORT_NAMES}
-    wanted = {name: port for name, port in found.items() if port is not None}
-    for name, port in wanted.items():
-        if others := [other for other in wanted if wanted[other] == port and other != name]:
-            raise ValueError(f"The ports of {name} and {others[0]} are both {port}. Give each its own.")
-    return wanted
-
-
-def _choose_ports(wanted: Mapping[str, int], config: ServerConfig) -> dict[str, int]:
-    """Returns the wanted ports, if they are free, and a free port for each other name."""
-    with contextlib.ExitStack() as held:  # all held at once, so that no two are the same
-
-        def hold(name: str, port: int) -> int:
-            listener = held.enter_context(socket.socket())
-            try:
-                if os.name != "nt":  # a port in TIME_WAIT is free for TorchServe too
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((config.host(name), port))
-                listener.listen()
-            except OSError as error:
-                raise _port_error(name, config.host(name), port, error) from error
-            chosen: int = listener.getsockname()[1]
-            return chosen
-
-        given = {name: hold(name, port) for name, port in wanted.items()}
-        return {name: given.get(name) or hold(name, 0) for name in PORT_NAMES}
-
-
-def _port_error(name: str, host: str, port: int, error: OSError) -> TutorialError:
-    if error.errno == errno.EADDRINUSE:
-        return PortInUse(name, port)
-    if isinstance(error, PermissionError):
-        return TutorialError(
-            f"The {name} port {port} is for administrators (as most below 1024). Choose a higher one."
-        )
-    return TutorialError(
-        f"The {name} address {host} can't be opened: {error.strerror or error}. Give an address of this "
-        "machine: 127.0.0.1 for this machine alone, or 0.0.0.0 for all of its addresses."
-    )

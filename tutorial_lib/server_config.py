@@ -66,6 +66,19 @@ _PORT_KEYS = {
 }
 PORT_NAMES = (*ADDRESSES, *_PORT_KEYS)
 
+# A limit → its key in config.properties, and the value if nothing sets it.
+_LIMITS = {
+    "minWorkers": ("default_workers_per_model", 1),
+    "startupTimeout": ("default_startup_timeout", 120),
+    "responseTimeout": ("default_response_timeout", 120),
+    "jobQueueSize": ("job_queue_size", 100),
+    "max_request_size": ("max_request_size", 6_553_500),
+    "max_response_size": ("max_response_size", 6_553_500),
+}
+
+# A config file in the archive sets these to TorchServe's defaults if it does not mention them.
+_SET_BY_ANY_CONFIG_FILE = ("minWorkers", "startupTimeout", "responseTimeout")
+
 _ADDRESS = re.compile(
     r"(https?)://([^:/\s]+):(\d+)", re.IGNORECASE | re.ASCII
 )  # TorchServe accepts no IPv6 address
@@ -146,6 +159,28 @@ class ServerConfig:
                 "clients trust, and private_key_file too."
             )
         return Address(found[1].lower(), found[2], int(found[3]))
+
+    def limit(self, name: str, model: str, archive: Mapping[str, object], default: int | None = None) -> int:
+        """Returns the value that TorchServe uses for a setting with a number.
+
+        Args:
+            name: a setting of a model, as "responseTimeout", or a key, as "max_response_size".
+            model: the model's name.
+            archive: the settings in its archive (`read_settings`), which win.
+            default: the value if nothing sets it; None for TorchServe's.
+
+        >>> ServerConfig.of({"default_response_timeout": 7}).limit("responseTimeout", "m", {})
+        7
+        """
+        key, of_torchserve = _LIMITS[name]
+        if archive and name not in archive and name in _SET_BY_ANY_CONFIG_FILE:
+            return of_torchserve
+        versions: dict[str, dict[str, object]] = json.loads(self.settings.get("models", "{}")).get(model, {})
+        in_config = [settings.get(name) for settings in versions.values()]
+        for value in (archive.get(name), *in_config, self.settings.get(key), default):
+            if isinstance(value, int | str) and str(value).isdecimal():
+                return int(value)
+        return of_torchserve
 
     def host(self, name: str) -> str:
         """Returns the host on which the port of that name is opened."""
