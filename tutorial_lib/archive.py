@@ -343,7 +343,8 @@ def lay_out(
 ) -> None:
     """Writes the files that an archive of these files would unpack to, without packing an archive.
 
-    The files are copies: what is done to them changes none of yours. The files' content is not checked, so that tests can see what a handler does with a broken model.
+    The files are copies: what is done to them changes none of yours. Their content is not checked, so that
+    tests can see what a handler does with a broken model.
 
     Args:
         folder: the folder to write into; made if it is not there.
