@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutorial_lib import preload as preloading
-from tutorial_lib.archive import NAME, NAME_ADVICE, check_files, check_sha256, python_files
+from tutorial_lib.archive import NAME, NAME_ADVICE, check_files, copy_checked, python_files
 from tutorial_lib.client import KeyFile, TokenType
 from tutorial_lib.errors import (
     ApiError,
@@ -170,12 +169,7 @@ class TorchServe(ModelServer):
         store = self._store
         store.mkdir()
         for name, archive in self._models.items():
-            copy = store / archive.name
-            shutil.copytree(archive, copy) if archive.is_dir() else shutil.copyfile(archive, copy)
-            try:
-                check_sha256(copy, self._sha256[name])
-            except ArchiveError as error:
-                raise ArchiveError(str(error).replace(str(copy), str(archive))) from None
+            copy_checked(archive, store / archive.name, self._sha256[name])
 
     @property
     def _store(self) -> Path:
