@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutorial_lib.archive import read_manifest
+from tutorial_lib.archive import copy_checked, read_manifest
 from tutorial_lib.client import TokenType
 from tutorial_lib.course_files import course_file
 from tutorial_lib.errors import (
@@ -208,6 +208,7 @@ class Image:
         base: str | None = None,
         build_args: Mapping[str, str] | None = None,
         engine: Engine | None = None,
+        sha256: str | None = None,
     ) -> Image:
         """Builds an archive's image from the course's deploy/image/Dockerfile, and prints the build's lines.
 
@@ -221,6 +222,7 @@ class Image:
             base: the base image; None for the one that deploy/image/base-image.sh made, or else Debian's.
             build_args: more of the Dockerfile's arguments, such as TORCH_INDEX.
             engine: the engine that builds it; None for `find_engine()`'s.
+            sha256: the `archive_sha256` that the archive must have; the image gets the copy that was checked.
 
         Returns:
             the image, on this machine.
@@ -231,7 +233,7 @@ class Image:
             ImageError: the archive is not a .mar, the base image can't be fetched, the disk is full, or a
                 step failed.
         """
-        read_manifest(archive)
+        read_manifest(archive, sha256=sha256)
         if not Path(archive).is_file() or not str(archive).endswith(".mar"):
             raise ImageError(
                 f"An image holds a .mar, and {archive} is none. Build the archive with "
@@ -250,7 +252,7 @@ class Image:
         if engine.name == "podman":
             command += ["--format=docker", "--network=host"]  # podman's own format has no HEALTHCHECK
         _logger.info("building the image %s around %s", name, archive)
-        with _pip_options(arguments) as options, _build_context(Path(archive)) as context:
+        with _pip_options(arguments) as options, _build_context(Path(archive), sha256) as context:
             command += options
             command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
             command += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
@@ -573,7 +575,7 @@ def _host() -> str:
 
 
 @contextlib.contextmanager
-def _build_context(archive: Path) -> Iterator[Path]:
+def _build_context(archive: Path, sha256: str | None) -> Iterator[Path]:
     """Makes a folder with a build's files, laid out like the course's, so that one Dockerfile fits both."""
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
@@ -582,6 +584,10 @@ def _build_context(archive: Path) -> Iterator[Path]:
             shutil.copy2(course_file(name), root / name)
         staged = root / _STAGED_ARCHIVE
         staged.parent.mkdir()
+        if sha256 is not None:
+            copy_checked(archive, staged, sha256)
+            yield root
+            return
         try:
             os.link(archive.resolve(), staged)
         except OSError:  # the archive is on another disk
