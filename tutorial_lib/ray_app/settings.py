@@ -87,7 +87,8 @@ def read_model(
         sha256: the `archive_sha256` that the archive must have; None to accept any.
 
     Raises:
-        ArchiveError: the archive is missing, broken or not the expected one, or a setting is wrong or works only with TorchServe.
+        ArchiveError: the archive is missing, broken or not the expected one, or a setting is wrong or
+            works only with TorchServe.
         ValueError: the name has a "/", or is "", "." or "..".
 
     >>> from tutorial_lib import build_archive
