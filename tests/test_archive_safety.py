@@ -138,14 +138,13 @@ def test_a_zip_with_two_files_of_one_name(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_with_links_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
-    for number, add in enumerate(
-        (
-            lambda path: path.symlink_to("/etc/passwd"),
-            lambda path: path.symlink_to(tmp_path / "secret", target_is_directory=True),
-            lambda path: path.symlink_to("h.py"),
-            os.mkfifo,
-        )
-    ):
+    added: list[Callable[[Path], None]] = [
+        lambda path: path.symlink_to("/etc/passwd"),
+        lambda path: path.symlink_to(tmp_path / "secret", target_is_directory=True),
+        lambda path: path.symlink_to("h.py"),
+        os.mkfifo,
+    ]
+    for number, add in enumerate(added):
         archive = write(tmp_path / f"m{number}", good())
         add(archive / "added")
         refused(archive)
