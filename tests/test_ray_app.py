@@ -563,18 +563,23 @@ def test_the_kubernetes_manifest_is_strictly_valid(mar: Path) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     from ray.serve.schema import ServeDeploySchema
 
-    service = yaml.safe_load((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text())
+    service, policy = yaml.safe_load_all((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text())
+    kubernetes_validate.validate(policy, "1.34", strict=True)
     cluster = service["spec"]["rayClusterConfig"]
     named: list[tuple[dict[str, Any], dict[str, type]]] = [
         (service, {"apiVersion": str, "kind": str, "metadata": dict, "spec": dict}),
         (service["spec"], {"serveConfigV2": str, "rayClusterConfig": dict}),
-        (cluster, {"rayVersion": str, "enableInTreeAutoscaling": bool, **HEAD_AND_WORKERS}),
+        (
+            cluster,
+            {"rayVersion": str, "authOptions": dict, "enableInTreeAutoscaling": bool, **HEAD_AND_WORKERS},
+        ),
         (cluster["headGroupSpec"], {"rayStartParams": dict, "template": dict}),
         *((group, WORKERS) for group in cluster["workerGroupSpecs"]),
     ]
     for part, names in named:
         assert {name: type(value) for name, value in part.items()} == names
     assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    assert cluster["authOptions"] == {"mode": "token"}
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **group["template"]}

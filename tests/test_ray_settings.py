@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import handlers
-from tutorial_lib import ArchiveError
+from tutorial_lib import ArchiveError, archive_sha256
 
 ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
 
@@ -131,3 +131,10 @@ def test_a_broken_archive_is_an_error(pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "cut.mar").write_bytes(pack().read_bytes()[:-30])
     with pytest.raises(ArchiveError, match="is not a model archive"):
         build_app(tmp_path / "cut.mar")
+
+
+def test_another_archive_than_the_expected_one_is_refused(pack: Pack) -> None:
+    mar = pack()
+    build_app(mar, sha256=archive_sha256(mar))
+    with pytest.raises(ArchiveError, match="is not the archive that is accounted for"):
+        build_app(mar, sha256="0" * 64)

@@ -1,56 +1,68 @@
-"""Packs model archives with torch-model-archiver, avoids its traps, and reads, unpacks and copies them."""
+"""Packs model archives with torch-model-archiver, avoids its traps, and copies unpacked ones."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from tutorial_lib.archive_files import copy, writing
 from tutorial_lib.archive_inputs import (
     Inputs,
     check,
-    check_loads,
     check_path,
     gather,
     gather_version,
     is_built_in,
     loads_with_torchserve,
 )
+from tutorial_lib.archive_inputs import check_loads as check_that_it_loads
+from tutorial_lib.archive_reading import (
+    MANIFEST,
+    archive_sha256,
+    check_files,
+    check_sha256,
+    copy_checked,
+    python_files,
+    read_code,
+    read_manifest,
+    read_settings,
+    unpack,
+)
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
+
+__all__ = [
+    "NAME",
+    "NAME_ADVICE",
+    "ArchiveFormat",
+    "archive_sha256",
+    "build_archive",
+    "check_files",
+    "check_sha256",
+    "copy_checked",
+    "lay_out",
+    "new_version",
+    "python_files",
+    "read_code",
+    "read_manifest",
+    "read_settings",
+    "unpack",
+]
 
 ArchiveFormat = Literal["default", "zip-store", "no-archive", "tgz"]
 # The names that archives and served models may have: one word in a log, a path, a URL and a label.
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 NAME_ADVICE = "Use letters, digits, '_', '-' and '.', and begin with a letter or a digit."
 _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".tar.gz"}
-_MANIFEST = "MAR-INF/MANIFEST.json"
-# The errors that reading a broken archive raises.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    zlib.error,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-)
 
 
 def build_archive(
@@ -66,6 +78,7 @@ def build_archive(
     export_path: str | Path = "model_store",
     version: str = "1.0",
     archive_format: ArchiveFormat = "zip-store",
+    check_loads: bool = True,
 ) -> Path:
     """Packs a handler, a model and the files around them into one archive.
 
@@ -93,6 +106,8 @@ def build_archive(
         archive_format: "zip-store" does not compress: compressing 540 MB took 22 s instead of 1 s, and
             trained float32 weights shrink by 7 % (those widened from float16, as the embedded model's,
             by 40 %). "no-archive" writes a folder.
+        check_loads: run the handler and the model file, to prove that they load. False for files of others
+            whose code must not run on this machine.
 
     Raises:
         ArchiveError: a file is missing or wrong, two files have one name, the model does not load, or the
@@ -123,212 +138,14 @@ def build_archive(
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".archive-", dir=store) as folder:
             scratch = Path(folder).absolute()
-            if loads_with_torchserve(inputs.handler):
+            if check_loads and loads_with_torchserve(inputs.handler):
                 _write(scratch / "unpacked", inputs)
-                check_loads(scratch / "unpacked", inputs)
+                check_that_it_loads(scratch / "unpacked", inputs)
                 shutil.rmtree(scratch / "unpacked")
             options = ["--model-name", name, "--version", version, "--archive-format", archive_format]
             _run_archiver([*options, *_file_options(inputs, scratch)], scratch)
             _replace(archive, scratch / "out" / archive.name)
     return archive
-
-
-def archive_sha256(archive: str | Path) -> str:
-    """Returns the SHA-256 of an archive, 64 hex digits, as `sha256sum` gives it for a file.
-
-    For an archive that is a folder, it is the SHA-256 of the lines "<SHA-256>  <path>" of its files, sorted
-    by path. An archive holds code, and whoever can change it can change any digest in it or beside it. Keep
-    this digest where they can't, as in version control.
-
-    Raises:
-        ArchiveError: there is no such archive.
-
-    >>> archive_sha256("handler.py") == archive_sha256("handler.py"), len(archive_sha256("handler.py"))
-    (True, 64)
-    """
-    archive = Path(archive)
-    if not archive.exists():
-        raise _missing(archive)
-    if archive.is_dir():
-        names = sorted(file.relative_to(archive).as_posix() for file in archive.rglob("*") if file.is_file())
-        lines = "".join(f"{archive_sha256(archive / name)}  {name}\n" for name in names)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    with archive.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(archive: str | Path, expected: str) -> None:
-    """Checks that an archive has the expected SHA-256.
-
-    Raises:
-        ArchiveError: the archive has another SHA-256, or is not there.
-    """
-    found = archive_sha256(archive)
-    if found != expected.strip().lower():
-        raise ArchiveError(
-            f"{archive} is not the archive that is accounted for: its SHA-256 is {found}, and {expected} was "
-            "expected. Don't serve it: find out who changed it, or build it anew and note its archive_sha256."
-        )
-
-
-def read_manifest(archive: str | Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """Returns the manifest of an archive in any format: a .mar, a folder, or a .tar.gz.
-
-    Args:
-        archive: its path.
-        sha256: the `archive_sha256` that it must have; None to accept any.
-
-    Returns:
-        createdOn, runtime, archiverVersion, and model: modelName, modelVersion, handler, and, if given,
-        serializedFile, modelFile, configFile, requirementsFile.
-
-    Raises:
-        ArchiveError: there is no such archive, it is not one, or it is not the expected one.
-
-    >>> read_manifest("missing.mar")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: There is no archive missing.mar. Build it with build_archive.
-    """
-    archive = Path(archive)
-    if not archive.exists():
-        raise _missing(archive)
-    if sha256 is not None:
-        check_sha256(archive, sha256)
-    try:
-        manifest = json.loads(_read_file(archive, _MANIFEST))
-        if not isinstance(manifest, dict) or "modelName" not in manifest["model"]:
-            raise ValueError("it names no model")
-    except _UNREADABLE as error:
-        raise ArchiveError(
-            f"{archive} is not a model archive: {_cause(error)}. Build it anew with build_archive, "
-            "or fetch it again if it was cut off."
-        ) from error
-    return manifest
-
-
-def check_files(archive: str | Path) -> None:
-    """Checks that an archive has each file that its manifest names.
-
-    Raises:
-        ArchiveError: the archive lacks a file, or is no archive.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> lay_out(folder, handler="handler.py")
-    >>> (folder / "handler.py").unlink()
-    >>> check_files(folder)
-    Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: ... has no file handler.py, which its manifest names as its handler...
-    """
-    model = read_manifest(archive)["model"]
-    if not model.get("handler"):
-        raise ArchiveError(f"The manifest of {archive} names no handler. Build it anew with build_archive.")
-    handler = str(model["handler"]).partition(":")[0]  # module.py:function
-    named = {"handler": handler if handler.endswith(".py") else None}  # else TorchServe's, or a package's
-    for key in ("modelFile", "serializedFile", "configFile", "requirementsFile"):
-        named[key] = model.get(key)
-    there = set(_names(Path(archive)))
-    for key, name in named.items():
-        if name and name not in there:
-            raise ArchiveError(
-                f"{archive} has no file {name}, which its manifest names as its {key}. Build it anew with "
-                "build_archive."
-            )
-
-
-def read_settings(archive: str | Path) -> dict[str, Any]:
-    """Returns the model config (YAML) of an archive: workers, batching, and the handler's own options.
-
-    Args:
-        archive: a .mar, a .tar.gz, or a folder, as an unpacked archive.
-
-    Returns:
-        the settings as TorchServe's handlers get them in `context.model_yaml_config`; {} if the archive
-        has no config file.
-
-    Raises:
-        ArchiveError: the archive or its config file can't be read, or the file has no settings.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> lay_out(folder, handler="handler.py", config_file="model-config.yaml")
-    >>> read_settings(folder)["minWorkers"]
-    1
-    """
-    archive = Path(archive)
-    name = read_manifest(archive)["model"].get("configFile")
-    if not name:
-        return {}
-    try:
-        settings = yaml.safe_load(_read_file(archive, name).decode("utf-8"))
-    except (*_UNREADABLE, yaml.YAMLError) as error:
-        raise ArchiveError(f"The config file {name} of {archive} can't be read: {error}. Fix it.") from error
-    if settings is not None and not isinstance(settings, dict):
-        raise ArchiveError(f"The config file {name} of {archive} has no settings (key: value). Fix it.")
-    return settings or {}
-
-
-def python_files(archive: str | Path) -> set[str]:
-    """Returns the files that the archive's code can import from the archive itself.
-
-    A worker looks for these names along PYTHONPATH before it looks in the archive.
-
-    Returns:
-        the names of the Python files at the archive's top, and "<package>/__init__.py" of each package.
-
-    Raises:
-        ArchiveError: there is no such archive, or it is not one.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> lay_out(folder, handler="handler.py", extra_files=["metrics.yaml"])
-    >>> python_files(folder)
-    {'handler.py'}
-    """
-    read_manifest(archive)
-    names = _names(Path(archive))
-    return {
-        name
-        for name in names
-        if (name.endswith(".py") and "/" not in name)
-        or (name.count("/") == 1 and name.endswith("/__init__.py"))
-    }
-
-
-def read_code(archive: str | Path) -> str:
-    """Returns the text of the archive's `python_files`, one after the other."""
-    names = sorted(python_files(archive))
-    return "\n".join(_read_file(Path(archive), name).decode("utf-8", errors="replace") for name in names)
-
-
-def unpack(archive: str | Path, folder: str | Path) -> None:
-    """Unpacks an archive as TorchServe does: its files lie directly in `folder`, which appears when complete.
-
-    Args:
-        archive: a .mar, a .tar.gz, or a folder, which is copied.
-        folder: the folder to unpack into; it may exist already, but must be empty.
-
-    Raises:
-        ArchiveError: the archive is missing or broken, or the folder is not empty or can't be written to.
-
-    >>> unpack("missing.mar", "build/missing")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: There is no archive missing.mar. Build it with build_archive.
-    """
-    archive, folder = Path(archive), Path(folder)
-    read_manifest(archive)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ArchiveError(f"The folder {folder} is not empty. Name another one, or empty this one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as scratch:
-        whole = Path(scratch) / "whole"
-        try:
-            _extract(archive, whole)
-        except _UNREADABLE as error:
-            raise ArchiveError(
-                f"{archive} can't be unpacked: {error}. Build it anew with build_archive."
-            ) from error
-        whole.rename(folder)
 
 
 def lay_out(
@@ -438,77 +255,9 @@ def _write(folder: Path, inputs: Inputs) -> None:
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    file = folder / _MANIFEST
+    file = folder / MANIFEST
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-
-
-def _read_file(archive: Path, name: str) -> bytes:
-    """Reads a file of an archive; a .tar.gz of the archiver has all files in a folder of the model's name."""
-    if archive.is_dir():
-        return (archive / name).read_bytes()
-    if archive.name.endswith(".tar.gz"):
-        with tarfile.open(archive) as tar:
-            member = next((m for m in tar if _tar_name(m) == name), None)
-            content = tar.extractfile(member) if member else None
-            if content is None:
-                raise KeyError(name)
-            return content.read()
-    with zipfile.ZipFile(archive) as mar:
-        return mar.read(name)
-
-
-def _names(archive: Path) -> list[str]:
-    """Returns the paths of all files of an archive, relative to its top."""
-    if archive.is_dir():
-        return [file.relative_to(archive).as_posix() for file in archive.rglob("*") if file.is_file()]
-    if archive.name.endswith(".tar.gz"):
-        with tarfile.open(archive) as tar:
-            return [_tar_name(member) for member in tar if member.isfile()]
-    with zipfile.ZipFile(archive) as mar:
-        return mar.namelist()
-
-
-def _tar_name(member: tarfile.TarInfo) -> str:
-    return member.name.removeprefix("./").partition("/")[2]
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    if archive.is_dir():
-        shutil.copytree(archive, folder)
-    elif archive.name.endswith(".tar.gz"):
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                _extract_member(tar, member, folder)
-    else:
-        with zipfile.ZipFile(archive) as mar:
-            mar.extractall(folder)
-
-
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Writes plain files only: links and devices, which the archiver never packs, could lead outside."""
-    name = _tar_name(member)
-    if not name or member.isdir():
-        return
-    content = tar.extractfile(member) if member.isfile() else None
-    if content is None or ".." in name.split("/"):
-        raise ValueError(f"{member.name} is not a plain file inside it")
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        shutil.copyfileobj(content, file)
-
-
-def _missing(archive: Path) -> ArchiveError:
-    full = archive.with_name(f"{archive.name}.mar")
-    advice = f"Did you mean {full}?" if full.is_file() else "Build it with build_archive."
-    return ArchiveError(f"There is no archive {archive}. {advice}")
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, (KeyError, FileNotFoundError)):
-        return f"it has no {_MANIFEST}"
-    return str(error)
 
 
 def _check_arguments(name: str, version: str, archive_format: str) -> None:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutorial_lib.archive import check_files
+from tutorial_lib.archive import check_files, copy_checked, read_manifest
 from tutorial_lib.client import TokenType
 from tutorial_lib.course_files import course_file
 from tutorial_lib.errors import (
@@ -210,6 +210,7 @@ class Image:
         build_args: Mapping[str, str] | None = None,
         packages: Sequence[str] = (),
         engine: Engine | None = None,
+        sha256: str | None = None,
     ) -> Image:
         """Builds an archive's image from the course's deploy/image/Dockerfile, and prints the build's lines.
 
@@ -228,6 +229,7 @@ class Image:
             build_args: more of the Dockerfile's arguments, such as TORCH_INDEX.
             packages: what the handler imports too, as pip names it: ["scikit-learn", "pillow>=11"].
             engine: the engine that builds it; None for `find_engine()`'s.
+            sha256: the `archive_sha256` that the archive must have; the image gets the copy that was checked.
 
         Returns:
             the image, on this machine.
@@ -240,6 +242,7 @@ class Image:
             TypeError, ValueError: packages is no list, or has something other than packages.
         """
         wanted = check_packages(packages)
+        read_manifest(archive, sha256=sha256)
         check_files(archive)
         if not Path(archive).is_file() or not str(archive).endswith(".mar"):
             raise ImageError(
@@ -261,7 +264,7 @@ class Image:
         if engine.name == "podman":
             command += ["--format=docker", "--network=host"]  # podman's own format has no HEALTHCHECK
         _logger.info("building the image %s around %s", name, archive)
-        with _pip_options(arguments) as options, _build_context(Path(archive), lines) as context:
+        with _pip_options(arguments) as options, _build_context(Path(archive), lines, sha256) as context:
             command += options
             command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
             command += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
@@ -580,7 +583,7 @@ class Container(ModelServer):
 
 
 @contextlib.contextmanager
-def _build_context(archive: Path, requirements: Sequence[str]) -> Iterator[Path]:
+def _build_context(archive: Path, requirements: Sequence[str], sha256: str | None) -> Iterator[Path]:
     """Makes a folder with a build's files, laid out like the course's, so that one Dockerfile fits both."""
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
@@ -591,6 +594,10 @@ def _build_context(archive: Path, requirements: Sequence[str]) -> Iterator[Path]
             file.writelines(f"{line}\n" for line in requirements)
         staged = root / _STAGED_ARCHIVE
         staged.parent.mkdir()
+        if sha256 is not None:
+            copy_checked(archive, staged, sha256)
+            yield root
+            return
         try:
             os.link(archive.resolve(), staged)
         except OSError:  # the archive is on another disk

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -17,13 +16,12 @@ from pathlib import Path
 
 from tutorial_lib import launcher
 from tutorial_lib import preload as preloading
-from tutorial_lib.archive import check_sha256, python_files, read_settings
+from tutorial_lib.archive import copy_checked, python_files, read_settings
 from tutorial_lib.client import KeyFile, TokenType
 from tutorial_lib.console_log import read_since, read_tail
 from tutorial_lib.cores import all_cores, usable_cores
 from tutorial_lib.errors import (
     ApiError,
-    ArchiveError,
     ServerExited,
     TutorialError,
     hint_for_log,
@@ -185,12 +183,7 @@ class TorchServe(ModelServer):
         store = self._store
         store.mkdir()
         for name, archive in self._models.items():
-            copy = store / archive.name
-            shutil.copytree(archive, copy) if archive.is_dir() else shutil.copyfile(archive, copy)
-            try:
-                check_sha256(copy, self._sha256[name])
-            except ArchiveError as error:
-                raise ArchiveError(str(error).replace(str(copy), str(archive))) from None
+            copy_checked(archive, store / archive.name, self._sha256[name])
 
     @property
     def _store(self) -> Path:

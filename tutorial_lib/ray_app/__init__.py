@@ -77,6 +77,7 @@ def build_app(
     num_cpus: float = 1,
     num_gpus: float | None = None,
     max_request_size: int = MAX_REQUEST_SIZE,
+    sha256: str | None = None,
 ) -> serve.Application:
     """Makes a Ray Serve application of an archive, for `serve.run`.
 
@@ -94,6 +95,8 @@ def build_app(
             HTTP takes up to a third of one more under load, the less the longer the model computes.
         num_gpus: GPUs for a replica; None for 1 if the archive's deviceType is "gpu", else 0.
         max_request_size: the maximum size of a body in bytes; larger ones are refused with a 413.
+        sha256: the `archive_sha256` that the archive must have, here and on every node; None for that of the
+            archive as it is here now.
 
     Returns:
         the application. It is a blueprint: replicas start with `serve.run`.
@@ -110,7 +113,7 @@ def build_app(
     Traceback (most recent call last):
     tutorial_lib.errors.ArchiveError: There is no archive missing.mar. Build it with build_archive.
     """
-    model = read_model(mar, name, max_request_size)
+    model = read_model(mar, name, max_request_size, sha256)
     warn_about_ignored(model)
     warn_about_gpus(model, num_gpus)
     warn_about_ingress()
@@ -161,7 +164,7 @@ def app(args: dict[str, Any]) -> serve.Application:
     ValueError: num_cpus is 'many'. Give a number.
     """
     known: dict[str, Callable[[Any], Any]] = {"mar": str, "name": str, "replicas": _parse_replicas}
-    known |= {"num_cpus": float, "num_gpus": float, "max_request_size": int}
+    known |= {"num_cpus": float, "num_gpus": float, "max_request_size": int, "sha256": str}
     if "mar" not in args or not args.keys() <= known.keys():
         raise ValueError(
             f"tutorial_lib.ray_app:app got {', '.join(args) or 'no arguments'}. Give mar=PATH, and any of "

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutorial_lib.archive import archive_sha256, unpack
+from tutorial_lib.archive import unpack
+from tutorial_lib.archive_reading import WrongDigest
 from tutorial_lib.errors import ArchiveError
 
 
@@ -33,6 +34,7 @@ def unpacked(archive: Path, digest: str) -> Iterator[Path]:
 
     >>> from tutorial_lib import build_archive
     >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
+    >>> from tutorial_lib import archive_sha256
     >>> with unpacked(mar, archive_sha256(mar)) as folder:
     ...     (folder / "handler.py").is_file()
     True
@@ -42,8 +44,7 @@ def unpacked(archive: Path, digest: str) -> Iterator[Path]:
     with contextlib.ExitStack() as held:
         with _locked(root, fcntl.LOCK_EX):
             if not folder.exists():
-                _check_archive(archive, digest)
-                unpack(archive, folder)
+                _unpack(archive, folder, digest)
             held.enter_context(_locked(folder, fcntl.LOCK_SH))
             _remove_unused(root)
         yield folder
@@ -74,18 +75,20 @@ def _locked(folder: Path, kind: int) -> Iterator[None]:
         os.close(handle)
 
 
-def _check_archive(archive: Path, digest: str) -> None:
+def _unpack(archive: Path, folder: Path, digest: str) -> None:
     node = socket.gethostname()
     if not archive.exists():
         raise ArchiveError(
             f"There is no archive {archive} on the node {node}. Put it at this path on every node: in the "
             "image, or on a volume that all nodes share."
         )
-    if archive_sha256(archive) != digest:
+    try:
+        unpack(archive, folder, sha256=digest)
+    except WrongDigest as error:
         raise ArchiveError(
             f"{archive} on the node {node} is not the archive that was deployed: it was replaced, or not "
             "copied to this node. Deploy again once every node has the same archive."
-        )
+        ) from error
 
 
 def _remove_unused(root: Path) -> None:

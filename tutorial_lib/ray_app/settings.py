@@ -64,16 +64,20 @@ class Model:
     max_request_size: int = MAX_REQUEST_SIZE
 
 
-def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_SIZE) -> Model:
+def read_model(
+    mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_SIZE, sha256: str | None = None
+) -> Model:
     """Reads what an archive asks for, and checks that Ray Serve can do it.
 
     Args:
         mar: the archive: a .mar, a .tar.gz or a folder.
         name: the name that the model is served as.
         max_request_size: in bytes.
+        sha256: the `archive_sha256` that the archive must have; None to accept any.
 
     Raises:
-        ArchiveError: the archive is missing or broken, or a setting is wrong or works only with TorchServe.
+        ArchiveError: the archive is missing, broken or not the expected one, or a setting is wrong or
+            works only with TorchServe.
         ValueError: the name has a "/", or is "", "." or "..".
 
     >>> from tutorial_lib import build_archive
@@ -84,14 +88,14 @@ def read_model(mar: str | Path, name: str, max_request_size: int = MAX_REQUEST_S
     """
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"The model's name is {name!r}. Give a name that can stand in /predictions/<name>.")
-    manifest = read_manifest(mar)["model"]
-    settings = read_settings(mar)
     archive = Path(mar).absolute()
+    manifest = read_manifest(mar, sha256=sha256)["model"]
+    settings = read_settings(mar)
     check_settings(settings, archive.name, read_code(archive))
     _check_supported(archive, settings)
     return Model(
         archive=archive,
-        digest=archive_sha256(archive),
+        digest=sha256.strip().lower() if sha256 is not None else archive_sha256(archive),
         name=name,
         handler=manifest["handler"],
         version=str(manifest.get("modelVersion", "1.0")),
