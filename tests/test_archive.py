@@ -528,7 +528,7 @@ def nobody(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
         return
     for folder in (tmp_path, *tmp_path.parents):
-        if folder.name.startswith(("t-", "pytest-", "test_")) or folder == tmp_path:
+        if folder.name.startswith(("t-", "pytest-", "popen-", "test_")) or folder == tmp_path:
             folder.chmod(0o755)
     for path in (tmp_path, *tmp_path.rglob("*")):
         os.chown(path, 65534, 65534)

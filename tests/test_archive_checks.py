@@ -349,12 +349,17 @@ def test_a_model_folder_has_its_weights_once(files: list[str], sentence: str | N
 
 
 def test_weights_of_a_name_that_the_handler_does_not_load(model_dir: Path) -> None:
+    by_default_name = model_dir.parent / "by_default_name.py"
+    by_default_name.write_text(
+        "from transformers import AutoModel\n\n\n"
+        "def handle(data, context):\n    AutoModel.from_pretrained('.')\n"
+    )
     (model_dir / "model.safetensors").rename(model_dir / "tuned.safetensors")
     tuned, config = model_dir / "tuned.safetensors", model_dir / "config.json"
     arguments = {"model_dir": None, "serialized_file": tuned, "extra_files": [config]}
     with pytest.raises(ArchiveError, match=r"looks for model\.safetensors, not for tuned\.safetensors"):
-        build(model_dir, handler=ROOT / "handler.py", **arguments)
-    build(model_dir, **arguments)  # a handler of one's own may load that name
+        build(model_dir, handler=by_default_name, **arguments)
+    build(model_dir, handler=ROOT / "handler.py", **arguments)  # it loads what the manifest names
 
 
 def test_an_adapter_and_a_model_with_code_of_its_own_get_a_sentence_of_their_own(model_dir: Path) -> None:
@@ -365,7 +370,7 @@ def test_an_adapter_and_a_model_with_code_of_its_own_get_a_sentence_of_their_own
     (model_dir / "config.json").write_text(json.dumps({**own, "model_type": "bert"}))
     build(model_dir)  # transformers has its own class for it
     (model_dir / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    for say in (build, lambda folder: run_handler(ROOT / "handler.py", [], model_dir=folder)):
+    for say in (build, lambda folder: run_handler(ROOT / "handler.py", ["a text"], model_dir=folder)):
         with pytest.raises(ArchiveError, match=r"LoRA adapter .* the weights of org/base.*merge_and_unload"):
             say(model_dir)
 

@@ -81,9 +81,9 @@ def test_archive_and_serve_as_typed(model_dir: Path, tmp_path: Path) -> None:
 
 def readmes_commands() -> tuple[str, str, str]:
     """How README starts the server, asks it, and stops it."""
-    (block,) = re.findall(r"```\n(torchserve --start.*?)```", (ROOT / "README.md").read_text(), re.S)
-    start, *ask, stop = block.strip().splitlines()
-    return start, "\n".join(ask), stop
+    (block,) = re.findall(r"```\n(export OMP_NUM_THREADS.*?)```", (ROOT / "README.md").read_text(), re.S)
+    threads, start, *ask, stop = block.strip().splitlines()
+    return f"{threads}\n{start}", "\n".join(ask), stop
 
 
 def answer(folder: Path) -> object:

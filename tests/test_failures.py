@@ -144,7 +144,7 @@ def test_a_worker_that_is_lost_is_explained(text: str, parts: list[str], moody: 
 
     # TorchServe may lose the last lines of a worker that dies.
     error = is_explained() or eventually(is_explained, 60)
-    assert ("crashed or took" in error) == (text in ("exit", "segfault"))
+    assert ("The worker crashed, took" in error) == (text in ("exit", "segfault"))
 
 
 def answers(server: TorchServe) -> None:

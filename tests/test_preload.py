@@ -272,7 +272,7 @@ def test_all_end_with_a_killed_owner(echo: Path) -> None:
 
 
 def test_a_handler_that_fails_is_quoted_as_always(tmp_path: Path) -> None:
-    archive = packed(tmp_path, "broken", "import no_such_module\n")
+    archive = packed(tmp_path, "broken", "import no_such_module\n\n\ndef handle(data, context): ...\n")
     with pytest.raises(WorkerFailed, match="No module named 'no_such_module'"):
         TorchServe(models={"m": archive}, preload=True).start()
 

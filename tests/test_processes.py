@@ -255,8 +255,8 @@ def test_a_server_is_stopped_when_no_file_can_be_opened(echo: Path, _quick: None
     [
         ("nr_inodes=1", "No folder can be made in"),
         ("nr_inodes=2", "No folder can be made in"),
-        ("nr_inodes=4", "TorchServe can't be started"),
-        ("size=4k", "TorchServe can't be started"),
+        ("nr_inodes=4", "can't be copied"),
+        ("size=4k", "can't be copied"),
     ],
 )
 def test_a_full_disk_is_named(

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import yaml
 
-from tutorial_lib.errors import ArchiveError
+from tutorial_lib.errors import ArchiveError, explain_os_error
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 MAX_METADATA = 1 << 20  # bytes of a manifest, of a config file, and of a tar's header
@@ -116,7 +116,8 @@ def copy_checked(archive: str | Path, copy: str | Path, sha256: str) -> None:
             _check_is_file(archive)
             shutil.copyfile(archive, copy)
     except _UNREADABLE as error:
-        raise ArchiveError(f"{archive} can't be copied: {error}.") from error
+        cause = explain_os_error(error) if isinstance(error, OSError) else f"{error}."
+        raise ArchiveError(f"{archive} can't be copied: {cause}") from error
     _check_digest(archive_sha256(copy), sha256, archive)
 
 

@@ -26,7 +26,7 @@ def explain_end(launcher: int, socket: Path, timeout: float) -> str:
         timeout: seconds to wait for the worker's end.
 
     >>> explain_end(os.getpid(), Path("/no/such/socket"), timeout=0)
-    "No exception ended the worker: a signal killed it (SIGKILL where memory ran out), or its code called ..."
+    'No exception ended the worker: a signal killed it (SIGKILL where memory ran out), or its code called ...'
     """
     status = _watch(launcher, socket, time.monotonic() + timeout)
     if status == _REMOVED_ITS_SOCKET:
@@ -44,7 +44,7 @@ def without_exception() -> str:
     """Returns a sentence on a worker that no exception ended.
 
     >>> without_exception()
-    "No exception ended the worker: a signal killed it (SIGKILL where memory ran out), or its code called ..."
+    'No exception ended the worker: a signal killed it (SIGKILL where memory ran out), or its code called ...'
     """
     return (
         "No exception ended the worker: a signal killed it (SIGKILL where memory ran out), or its code "

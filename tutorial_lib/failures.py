@@ -68,12 +68,12 @@ def explain(error: ApiError, model: str, read: Read, limit: Limit) -> None:
         read: returns the log's lines since the request was sent.
         limit: returns the value of a setting.
 
-    >>> error = ApiError(413, "RequestEntityTooLargeException", "Request body is too large")
+    >>> error = ApiError(413, "Request Entity Too Large", "")
     >>> explain(error, "my_model", lambda: "", lambda name, model: 1000)
     >>> print(error)
-    413 RequestEntityTooLargeException: ... max_request_size is 1000 here.
+    413 Request Entity Too Large: ... max_request_size is 1000 here.
     """
-    if error.status == 413:
+    if error.status == 413 and not error.message:  # TorchServe's own; a handler says why itself
         _name_limit(error, "max_request_size", limit("max_request_size", model))
     elif error.status == 503 and "no worker" in error.message:
         _name_limit(error, "jobQueueSize", limit("jobQueueSize", model))

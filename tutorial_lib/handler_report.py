@@ -176,8 +176,10 @@ def _run(work: Path, timeout: float) -> tuple[int | None, str]:
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            with contextlib.suppress(ProcessLookupError):  # the handler's own processes may live on
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            if hasattr(os, "killpg"):  # the handler's own processes may live on
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         log.seek(0)
         return status, log.read().decode("utf-8", errors="replace")
