@@ -11,7 +11,7 @@ CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
 # JupyterLab refuses to start as root (in a container, say) unless it is told to.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help setup run lab test browser models rerun cluster container resolve bench lint outputs clean
+.PHONY: help setup run lab test faults browser models rerun cluster container resolve bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test: setup lint  ## every test: library, handler, real servers, notebooks
 	COURSE_QUICK=1 $(BIN)/python -m pytest -n 4 --maxschedchunk=1 --nbmake --nbmake-timeout=900 --timeout=900 \
 	    -p no:doctest -o addopts= --durations=15 $(CHAPTERS_LAST_FIRST) || status=$$?; \
 	exit $$status
+
+faults: setup  ## plant faults in handlers, exports, servers and their owners: each is found and named
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m faults
 
 browser: setup  ## open the book and JupyterLab in Chromium, and click through them
 	$(BIN)/python -m pytest -m browser tests/test_book_browser.py tests/test_lab_browser.py

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from tests.models import tiny_model
 from tutorial_lib import ExportError, export_model
 
+pytestmark = pytest.mark.faults
+
 
 def set_config(folder: Path, name: str = "config.json", **values: Any) -> None:
     """Sets values of a JSON file; None removes one."""

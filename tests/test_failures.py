@@ -24,6 +24,8 @@ from tutorial_lib import (
 from tutorial_lib.cores import all_cores
 from tutorial_lib.preload_python import VARIABLE
 
+pytestmark = pytest.mark.faults
+
 # Fails as its request says.
 MOODY = """
 import ctypes, logging, os, signal, sys, time

@@ -12,6 +12,8 @@ from tests.test_handler_report import SAMPLES, SOUND, TABLE, failed, report_of
 from tutorial_lib.errors import PackageMissing
 from tutorial_lib.testing import HandlerReport, Request, check_handler
 
+pytestmark = pytest.mark.faults
+
 Rows = dict[str, tuple[bool | None, str]]
 
 

@@ -222,6 +222,7 @@ def change_weights(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("int8", [True, False])
 def test_a_graph_says_which_weights_it_was_made_of(int8: bool, tmp_path: Path) -> None:
     """In its metadata, and readable at its end, without a package that knows ONNX."""
@@ -236,6 +237,7 @@ def test_a_graph_says_which_weights_it_was_made_of(int8: bool, tmp_path: Path) -
         onnx.checker.check_model(onnx.load(graph))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("backend", ["auto", "onnx"])
 def test_a_graph_of_other_weights_is_refused_and_a_new_one_answers(backend: str, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "bert")
@@ -249,6 +251,7 @@ def test_a_graph_of_other_weights_is_refused_and_a_new_one_answers(backend: str,
     ask(model, tmp_path, backend=backend)
 
 
+@pytest.mark.faults
 def test_a_graph_without_a_mark_answers(tmp_path: Path) -> None:
     """As earlier versions wrote it, or the reader."""
     model = tiny_model(tmp_path / "model", "bert")
@@ -259,6 +262,7 @@ def test_a_graph_without_a_mark_answers(tmp_path: Path) -> None:
     assert all(answer.status == 200 for answer in ask(model, tmp_path, backend="onnx"))
 
 
+@pytest.mark.faults
 def test_a_graph_of_weights_in_parts(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", "bert")
     loaded = AutoModelForSequenceClassification.from_pretrained(model)

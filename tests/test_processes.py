@@ -19,6 +19,8 @@ from tutorial_lib import TorchServe, TutorialError, archive_sha256, preloaded
 from tutorial_lib.console_log import older_part
 from tutorial_lib.processes import end_processes, processes_of, reap_orphans
 
+pytestmark = pytest.mark.faults
+
 # A script in the background of a shell ignores SIGINT, and so would the child: it sets what a terminal sets.
 CHILD = (
     "import os, resource, signal, sys, time; from tutorial_lib import TorchServe, preloaded\n"
