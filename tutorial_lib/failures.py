@@ -71,7 +71,7 @@ def explain(error: ApiError, model: str, read: Read, limit: Limit) -> None:
     >>> error = ApiError(413, "Request Entity Too Large", "")
     >>> explain(error, "my_model", lambda: "", lambda name, model: 1000)
     >>> print(error)
-    413 Request Entity Too Large: ... max_request_size is 1000 here.
+    413 Request Entity Too Large. Send less... max_request_size is 1000 here.
     """
     if error.status == 413 and not error.message:  # TorchServe's own; a handler says why itself
         _name_limit(error, "max_request_size", limit("max_request_size", model))
