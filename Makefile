@@ -61,7 +61,7 @@ rerun: setup  ## each cell of each chapter twice in a row: 18 minutes  [COURSE_C
 	$(BIN)/python -m pytest -n 2 -m rerun tests/test_notebooks_rerun.py
 
 cluster: setup  ## Ray Serve beside TorchServe, under load, and over hosts (network namespaces: Linux, as root)
-	$(BIN)/python -m pytest -m cluster tests/test_ray_app.py tests/test_ray_hosts.py
+	$(BIN)/python -m pytest -m cluster tests/test_ray_app.py tests/test_ray_hosts.py tests/test_ray_token.py
 
 container: setup  ## build the image, run it, break it (installs podman on Debian, as root)
 	deploy/image/setup.sh

@@ -135,6 +135,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "can't be an archive's name"),
     ({"archive_format": "rar"}, "Unknown archive format"),
     ({"handler": "nowhere.py"}, "no handler file"),
+    ({"extra_files": [".hidden"]}, "packs no folder with a leading dot. Rename .*hidden"),
     ({"handler": "image_clasifier"}, "one of TorchServe's own handlers: base_handler, text_classifier"),
     ({"handler": "handler.py:go"}, "not a function of it"),
     ({"model_dir": "no"}, "no model folder"),
@@ -165,6 +166,7 @@ def test_wrong_arguments_are_refused_with_a_sentence(
     (source / "pickled").mkdir()
     (source / "pickled" / "config.json").write_text("{}")
     (source / "torch").mkdir()
+    (source / ".hidden").mkdir()
     for module in ("json.py", "yaml.py", "torch/__init__.py"):
         (source / module).write_text(HANDLER)
     with pytest.raises(ArchiveError, match=sentence):
@@ -455,7 +457,7 @@ def test_a_handler_that_writes_into_its_folder_changes_no_file_of_the_author(tmp
     """Large files and small ones, files in folders and behind links, on this disk and on another one."""
     (tmp_path / "h.py").write_text(WRITES)
     (tmp_path / "tools").mkdir()
-    originals = [tmp_path / name for name in ("large.bin", "small.bin", "tools/large.bin", "behind.bin")]
+    originals = [tmp_path / name for name in ("large.bin", "small.bin", "tools/large.bin", "tools/a.bin")]
     for file in originals:
         file.write_bytes(b"o" * (10 if "small" in file.name else 2_000_000))
     originals[0].chmod(0o640)

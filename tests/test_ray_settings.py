@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import pytest
 
 from tests import handlers
 from tutorial_lib import ArchiveError, archive_sha256
+from tutorial_lib.archive import unpack
+from tutorial_lib.archive_settings import check_settings
 
 ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
 
-from tutorial_lib.ray_app import build_app  # noqa: E402
+from tutorial_lib.ray_app import build_app, settings  # noqa: E402
+from tutorial_lib.ray_app.node import unpacked  # noqa: E402
 from tutorial_lib.ray_app.settings import FAST_INGRESS, read_model, replica_bounds, warn_about_gpus  # noqa: E402
 
 HANDLER = "def handle(data, context):\n    return data\n"
@@ -129,7 +133,7 @@ def test_replicas_are_a_range(bounds: Any) -> None:
 
 def test_a_broken_archive_is_an_error(pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "cut.mar").write_bytes(pack().read_bytes()[:-30])
-    with pytest.raises(ArchiveError, match="is not a model archive"):
+    with pytest.raises(ArchiveError, match=f"^{tmp_path / 'cut.mar'} is not a model archive"):
         build_app(tmp_path / "cut.mar")
 
 
@@ -138,3 +142,53 @@ def test_another_archive_than_the_expected_one_is_refused(pack: Pack) -> None:
     build_app(mar, sha256=archive_sha256(mar))
     with pytest.raises(ArchiveError, match="is not the archive that is accounted for"):
         build_app(mar, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_read_is_what_the_digest_stands_for(
+    kind: str, given: bool, pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is swapped while `build_app` reads it: nodes take the one that was read, or none."""
+    mar, other = pack("batchSize: 2"), tmp_path / "other"
+    other.mkdir()
+    swapped = handlers.pack(other, "a", HANDLER + "# other", config="batchSize: 8")
+    if kind == "folder":
+        unpack(mar, tmp_path / "unpacked")
+        unpack(swapped, other / "unpacked")
+        mar, swapped = tmp_path / "unpacked", other / "unpacked"
+    digest = archive_sha256(mar)
+    check = check_settings
+
+    def swap(*arguments: Any) -> None:
+        mar.rename(tmp_path / "before")
+        swapped.rename(mar)
+        check(*arguments)
+
+    monkeypatch.setattr("tutorial_lib.ray_app.settings.check_settings", swap)
+    model = read_model(mar, "a", sha256=digest if given else None)
+    assert model.digest == digest and model.settings["batchSize"] == 2
+    with pytest.raises(ArchiveError, match="is not the archive that was deployed"), unpacked(mar, digest):
+        pass
+
+
+def test_a_swap_before_the_settings_are_read_is_noticed(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the archive is swapped in between, settings and digest are those of one archive."""
+    one, two = pack("batchSize: 2").rename(tmp_path / "one.mar"), pack("batchSize: 8")
+    two = two.rename(tmp_path / "two.mar")
+    sizes = {archive_sha256(one): 2, archive_sha256(two): 8}
+    mar = tmp_path / "m.mar"
+    shutil.copyfile(one, mar)
+    for name in ("read_manifest", "read_settings", "read_code", "copy_checked"):
+        function = getattr(settings, name)
+
+        def swapping(*arguments: Any, function: Any = function) -> Any:
+            found = function(*arguments)
+            shutil.copyfile(two if mar.read_bytes() == one.read_bytes() else one, mar)
+            return found
+
+        monkeypatch.setattr(settings, name, swapping)
+    model = read_model(mar, "a")
+    assert sizes[model.digest] == model.settings["batchSize"]

@@ -97,7 +97,10 @@ def build_archive(
         serialized_file: with a model file, its state_dict; else TorchScript (.pt), or what the handler's
             own `initialize` loads (.pt2, .onnx, …).
         extra_files: more files to put in, as index_to_name.json. A folder keeps its name in the archive, so
-            that the handler can import a package.
+            that the handler can import a package. What a folder (or model_dir) should not carry along stays
+            out, with a warning that names it: files with a leading dot (.env, .git), key files (*.pem,
+            id_rsa), editors' copies, and links that lead out of the folder, but not a link in model_dir to a
+            file, nor the links of the Hugging Face cache. Such a file is packed if it is named here.
         config_file: per-model settings (YAML): workers, batching, the handler's own options.
         requirements_file: pip requirements; TorchServe ignores them unless its config says
             install_py_dep_per_model=true.

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tutorial_lib.errors import ArchiveError
 
-# Inside folders, torch-model-archiver leaves these and folders with a leading dot (.git, .cache) out.
-_LEFT_OUT = ("__pycache__", "__MACOSX")
+_logger = logging.getLogger(__name__)
+
+_MADE_BY_TOOLS = ("__pycache__", "__MACOSX")  # torch-model-archiver leaves them out of folders, too
+# In lower case: what begins with a dot (.env, .netrc, .git, .idea, .DS_Store), editors' copies, and keys.
+_PRIVATE = (
+    *(".*", "*.swp", "*.swo", "*~", "#*#", "cvs", "thumbs.db", "desktop.ini"),
+    *("*.env", "_netrc", "credentials.json", "key_file.json"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+    *("*.pem", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx"),
+)
 
 
-def files_below(path: Path, name: str) -> Iterator[tuple[Path, str]]:
+def files_below(
+    path: Path, name: str, left_out: list[Path] | None = None, *, top: Path | None = None
+) -> Iterator[tuple[Path, str]]:
     """Yields each file of a file or a folder, with its place in the archive, where `path` is called `name`.
 
-    Links are followed.
+    Links are followed, but none that leads out of the folder.
+
+    Args:
+        path: the file or folder. It goes into the archive, whatever its own name is.
+        name: its name in the archive.
+        left_out: what does not go into the archive, though it lies in the folder, is added to this list.
+        top: the folder that links may not lead out of; None for `path`.
 
     Raises:
         ArchiveError: a file can't be read, is no plain file, or a link leads nowhere or in a circle.
@@ -29,8 +47,10 @@ def files_below(path: Path, name: str) -> Iterator[tuple[Path, str]]:
             if circle and path.is_symlink():
                 raise ArchiveError(f"{path} is a link to a folder that it lies in itself. Remove the link.")
             for child in sorted(path.iterdir()):
-                if not (child.is_dir() and is_left_out(child)):
-                    yield from files_below(child, f"{name}/{child.name}")
+                if not is_left_out(child, top or path):
+                    yield from files_below(child, f"{name}/{child.name}", left_out, top=top or path)
+                elif left_out is not None:
+                    left_out.append(child)
             return
         if path.exists() and not path.is_file():
             raise ArchiveError(f"{path} is neither a file nor a folder. Leave it out of the archive.")
@@ -40,9 +60,41 @@ def files_below(path: Path, name: str) -> Iterator[tuple[Path, str]]:
     yield path, name
 
 
-def is_left_out(folder: Path) -> bool:
-    """Returns whether torch-model-archiver leaves such a folder out."""
-    return folder.name in _LEFT_OUT or folder.name.startswith(".")
+def is_left_out(path: Path, top: Path | None) -> bool:
+    """Returns whether a file or folder stays out of an archive that the folder around it goes into.
+
+    These stay out: what a tool has made for itself (.git, __pycache__), files that may hold keys or passwords
+    (.env, key.pem), and links to such files, or out of `top`. In the Hugging Face cache, a folder below
+    "snapshots" is full of links to "blobs" beside it: they are followed.
+
+    Args:
+        path: the file or folder.
+        top: the folder that links may not lead out of; None if they may lead anywhere.
+
+    >>> [is_left_out(Path("tools", name), None) for name in (".env", "id_rsa", "words.py")]
+    [True, True, False]
+    """
+    target = Path(os.path.realpath(path))  # Path.resolve fails on a circle
+    names = (path.name.lower(), target.name.lower())
+    if any(fnmatchcase(name, pattern) for name in names for pattern in (*_MADE_BY_TOOLS, *_PRIVATE)):
+        return True
+    if top is None or not path.is_symlink() or not target.exists():
+        return False
+    top = top.resolve()
+    snapshots = next((folder for folder in top.parents if folder.name == "snapshots"), None)
+    homes = [top, *([snapshots.parent / "blobs"] if snapshots else [])]
+    return not any(target.is_relative_to(home) for home in homes)
+
+
+def warn_about_left_out(left_out: Iterable[Path]) -> None:
+    """Logs a warning that names what was left out of an archive, but for __pycache__ and its like."""
+    shown = [str(path) for path in sorted(left_out) if path.name not in _MADE_BY_TOOLS]
+    if shown:
+        _logger.warning(
+            "Left out of the archive: %s. A file with keys, a tool's own file or a link out of its folder is "
+            "packed only if extra_files names it.",
+            ", ".join(shown),
+        )
 
 
 def copy(path: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tutorial_lib import archive_code, archive_loads, archive_weights
-from tutorial_lib.archive_files import files_below, is_left_out
+from tutorial_lib.archive_files import files_below, is_left_out, warn_about_left_out
 from tutorial_lib.archive_settings import check_settings
 from tutorial_lib.errors import ArchiveError
 
@@ -116,7 +116,10 @@ def gather(
         if not folder.is_dir():
             raise ArchiveError(f"There is no model folder {folder}. Make it with export_model.")
         _check_no_adapter(folder)
-        exported = sorted(file for file in folder.iterdir() if file.is_file() or not is_left_out(file))
+        # A link to a file may lead anywhere: weights are large, and often lie elsewhere.
+        exported = sorted(
+            file for file in folder.iterdir() if not is_left_out(file, None if file.is_file() else folder)
+        )
         own_weights = next((file for file in exported if file.name == "model.safetensors"), None)
         if own_weights and weights:
             raise ArchiveError(
@@ -320,10 +323,13 @@ def _check_files(inputs: Inputs) -> None:
     flat folder, or by a module that a worker imports, since it looks in that folder first.
     """
     first: dict[str, Path] = {}
+    left_out = [*(inputs.model_dir.iterdir() if inputs.model_dir else ())]
     for file in inputs.files:
         name = inputs.name(file)
-        for _ in files_below(file, name):
+        for _ in files_below(file, name, left_out):
             pass  # raises an error for what can't be read
+        if file.is_dir() and name.startswith("."):
+            raise ArchiveError(f"torch-model-archiver packs no folder with a leading dot. Rename {file}.")
         if name in first:
             raise ArchiveError(
                 f"{first[name]} and {file} have the same name, and an archive is one flat "
@@ -331,6 +337,8 @@ def _check_files(inputs: Inputs) -> None:
             )
         first[name] = file
         archive_code.check_taken(file)
+    named = [file.absolute() for file in inputs.files]
+    warn_about_left_out(path for path in left_out if path.absolute() not in named)
 
 
 def _check_no_adapter(folder: Path) -> None:

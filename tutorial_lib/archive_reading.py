@@ -100,8 +100,16 @@ def check_sha256(archive: str | Path, expected: str) -> None:
     _check_digest(archive_sha256(archive), expected, Path(archive))
 
 
-def copy_checked(archive: str | Path, copy: str | Path, sha256: str) -> None:
+def copy_checked(archive: str | Path, copy: str | Path, sha256: str | None) -> str:
     """Copies an archive and checks the copy, since an archive could change between a check and its use.
+
+    Args:
+        archive: a .mar, a .tar.gz or a folder.
+        copy: the path of the copy.
+        sha256: the `archive_sha256` that it must have; None to accept any.
+
+    Returns:
+        the copy's `archive_sha256`.
 
     Raises:
         ArchiveError: the copy has another SHA-256, or the archive is missing or can't be copied.
@@ -118,7 +126,10 @@ def copy_checked(archive: str | Path, copy: str | Path, sha256: str) -> None:
     except _UNREADABLE as error:
         cause = explain_os_error(error) if isinstance(error, OSError) else f"{error}."
         raise ArchiveError(f"{archive} can't be copied: {cause}") from error
-    _check_digest(archive_sha256(copy), sha256, archive)
+    found = archive_sha256(copy)
+    if sha256 is not None:
+        _check_digest(found, sha256, archive)
+    return found
 
 
 def _check_digest(found: str, expected: str, archive: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutorial_lib.archive import archive_sha256, read_code, read_manifest, read_settings
+from tutorial_lib.archive import copy_checked, read_code, read_manifest, read_settings
 from tutorial_lib.archive_inputs import missing_packages
 from tutorial_lib.archive_settings import DEFAULTS, check_settings
 from tutorial_lib.errors import ArchiveError
@@ -69,6 +70,8 @@ def read_model(
 ) -> Model:
     """Reads what an archive asks for, and checks that Ray Serve can do it.
 
+    All is read from one copy, so that the digest is that of what was read.
+
     Args:
         mar: the archive: a .mar, a .tar.gz or a folder.
         name: the name that the model is served as.
@@ -89,13 +92,18 @@ def read_model(
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"The model's name is {name!r}. Give a name that can stand in /predictions/<name>.")
     archive = Path(mar).absolute()
-    manifest = read_manifest(mar, sha256=sha256)["model"]
-    settings = read_settings(mar)
-    check_settings(settings, archive.name, read_code(archive))
+    with tempfile.TemporaryDirectory(prefix="archive-") as folder:
+        copy = Path(folder) / archive.name
+        digest = copy_checked(mar, copy, sha256)
+        try:
+            manifest, settings, code = read_manifest(copy)["model"], read_settings(copy), read_code(copy)
+        except ArchiveError as error:
+            raise ArchiveError(str(error).replace(str(copy), str(mar))) from error
+    check_settings(settings, archive.name, code)
     _check_supported(archive, settings)
     return Model(
         archive=archive,
-        digest=sha256.strip().lower() if sha256 is not None else archive_sha256(archive),
+        digest=digest,
         name=name,
         handler=manifest["handler"],
         version=str(manifest.get("modelVersion", "1.0")),
