@@ -64,7 +64,7 @@ class _Forks:
     def _end_with_owner(self) -> NoReturn:
         from tutorial_lib.processes import remove_if_orphan  # here, since a fork must not have imported it
 
-        remove_if_orphan(self._folder)
+        remove_if_orphan(self._folder, patience=5)
         os._exit(0)
 
     def _accept(self, listener: socket.socket) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,14 +117,22 @@ def reap_orphans() -> None:
         remove_folder(folder)
 
 
-def remove_if_orphan(folder: Path) -> None:
+def remove_if_orphan(folder: Path, patience: float = 0) -> None:
     """Removes a server's folder if its owner is dead; for the processes that end after their owner.
+
+    Args:
+        folder: the server's folder.
+        patience: seconds to wait for the lock. A process that ends closes its files one after the other, so
+            its pipes may be closed before its lock is released.
 
     >>> folder = new_folder()
     >>> remove_if_orphan(folder), folder.is_dir(), remove_folder(folder)
     (None, True, None)
     """
-    if _claim(folder):
+    deadline = time.monotonic() + patience
+    while not (is_orphan := _claim(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if is_orphan:
         remove_folder(folder)
 
 
