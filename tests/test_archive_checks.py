@@ -18,6 +18,8 @@ from tutorial_lib.archive import lay_out, new_version
 from tutorial_lib.archive_inputs import check, gather
 from tutorial_lib.testing import run_handler
 
+pytestmark = pytest.mark.faults
+
 HANDLER = "def handle(data, context):\n    return data and [1] * len(data)\n"
 CLASS = """
 class Handler:

@@ -12,6 +12,8 @@ from tests.test_archive import WEIGHTS
 from tutorial_lib import build_archive
 from tutorial_lib.archive import lay_out, new_version, unpack
 
+pytestmark = pytest.mark.faults
+
 HANDLER = "def handle(data, context):\n    return data and [1] * len(data)\n"
 LEFT_OUT = [
     *(".env", ".env.local", "prod.env", ".netrc", "_netrc", ".npmrc", ".git-credentials", "credentials.json"),

@@ -17,6 +17,8 @@ import pytest
 from tutorial_lib import ArchiveError, archive_sha256, build_archive, read_manifest
 from tutorial_lib.archive import check_files, copy_checked, read_settings, unpack
 
+pytestmark = pytest.mark.faults
+
 HANDLER = "def handle(data, context):\n    return data\n"
 MANIFEST = {"model": {"modelName": "m", "handler": "h.py"}}
 KINDS = ("m.mar", "m.tar.gz", "m")

@@ -19,7 +19,10 @@ import pytest
 from tutorial_lib import ApiError, InferenceClient, KeyFile, ManagementClient, MetricsClient, TorchServe
 from tutorial_lib.load import load_test
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="This system has no fork")
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="This system has no fork"),
+]
 PROCESSES, REQUESTS = 4, 30
 
 

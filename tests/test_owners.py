@@ -19,6 +19,8 @@ from tutorial_lib import processes
 from tutorial_lib.preload_python import VARIABLE
 from tutorial_lib.processes import new_folder, orphans, reap_orphans, remove_folder, set_engine
 
+pytestmark = pytest.mark.faults
+
 OWNER_FILE = "tutorial_lib.owner"
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -25,7 +25,7 @@ from tests.conftest import ROOT, eventually
 
 pytest.importorskip("ray", reason="pip install '.[ray]'")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 DOCKERFILE = (ROOT / "deploy" / "ray" / "Dockerfile").read_text()
 _, *COMMAND = json.loads(DOCKERFILE.rpartition("\nCMD ")[2])  # without "ray"

@@ -98,7 +98,7 @@ def build_archive(
             own `initialize` loads (.pt2, .onnx, …).
         extra_files: more files to put in, as index_to_name.json. A folder keeps its name in the archive, so
             that the handler can import a package. What a folder (or model_dir) should not carry along stays
-            out, with a warning that names it: files with a leading dot (.env, .git), key files (*.pem,
+            out, with a warning that names it: files with a leading dot (.env, .git), key files (.pem,
             id_rsa), editors' copies, and links that lead out of the folder, but not a link in model_dir to a
             file, nor the links of the Hugging Face cache. Such a file is packed if it is named here.
         config_file: per-model settings (YAML): workers, batching, the handler's own options.
