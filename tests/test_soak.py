@@ -21,6 +21,8 @@ import pytest
 from tests.conftest import eventually
 from tutorial_lib import ApiError, InferenceClient, TorchServe
 
+pytestmark = pytest.mark.faults
+
 SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
 CLIENTS = 128
 RETRIES = 12  # together half a minute to a minute

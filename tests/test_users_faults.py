@@ -34,6 +34,8 @@ from tutorial_lib import (
 )
 from tutorial_lib.java import find_java
 
+pytestmark = pytest.mark.faults
+
 HANDLER = ROOT / "handler.py"
 
 
