@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Inputs:
         """Returns the name of one of `files` in the archive."""
         return self.weights_name or file.name if file == self.serialized_file else file.name
 
-    @property
+    @cached_property
     def code(self) -> str:
         """The text of the Python files at the archive's top."""
         sources = [file for file in self.files if file.suffix == ".py"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from tutorial_lib.archive_reading import archive_sha256
 from tutorial_lib.errors import ArchiveError
 
 _SAFETENSORS = "model.safetensors"
@@ -116,7 +116,7 @@ def check_fresh(files: Sequence[Path], weights: Path | None) -> None:
         if file.suffix not in _MADE_OF_WEIGHTS or file == weights or not file.is_file():
             continue
         if mark := _read_mark(file):
-            digest = digest or _sha256(weights)
+            digest = digest or archive_sha256(weights)
             stale = mark != digest
         else:
             stale = file.stem in ("model", weights.stem) and _is_older(file, weights)
@@ -132,11 +132,6 @@ def _read_mark(file: Path) -> str:
         content.seek(max(0, file.stat().st_size - _TAIL))
         found = _MARK.findall(content.read())
     return found[-1].decode() if found else ""
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _is_older(file: Path, weights: Path) -> bool:
