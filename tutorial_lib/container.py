@@ -249,7 +249,6 @@ class Image:
                 f"An image holds a .mar, and {archive} is none. Build the archive with "
                 'archive_format="default" or "zip-store".'
             )
-        lines = requirements(Path(archive), wanted)
         engine = engine or find_engine()
         if base is None:
             base = LOCAL_BASE_IMAGE if engine.has_image(LOCAL_BASE_IMAGE) else BASE_IMAGE
@@ -259,12 +258,12 @@ class Image:
             "MODEL_ARCHIVE": _STAGED_ARCHIVE,
             **(build_args or {}),
         }
-        refuse_passwords({**arguments, "packages, or the archive's requirements file,": "\n".join(lines)})
+        refuse_passwords(arguments)
         command = ["build", "--tag", name]
         if engine.name == "podman":
             command += ["--format=docker", "--network=host"]  # podman's own format has no HEALTHCHECK
         _logger.info("building the image %s around %s", name, archive)
-        with _pip_options(arguments) as options, _build_context(Path(archive), lines, sha256) as context:
+        with _pip_options(arguments) as options, _build_context(Path(archive), wanted, sha256) as context:
             command += options
             command += [f"--build-arg={key}={value}" for key, value in arguments.items()]
             command += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
@@ -583,25 +582,26 @@ class Container(ModelServer):
 
 
 @contextlib.contextmanager
-def _build_context(archive: Path, requirements: Sequence[str], sha256: str | None) -> Iterator[Path]:
+def _build_context(archive: Path, packages: Sequence[str], sha256: str | None) -> Iterator[Path]:
     """Makes a folder with a build's files, laid out like the course's, so that one Dockerfile fits both."""
     with tempfile.TemporaryDirectory(prefix="image-") as folder:
         root = Path(folder)
         shutil.copytree(course_file("deploy/image"), root / "deploy" / "image")
         for name in ("constraints.txt", "metrics.yaml"):
             shutil.copy2(course_file(name), root / name)
-        with (root / "deploy" / "image" / "requirements.txt").open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in requirements)
         staged = root / _STAGED_ARCHIVE
         staged.parent.mkdir()
-        if sha256 is not None:
+        if sha256 is None:
+            try:
+                os.link(archive.resolve(), staged)
+            except OSError:  # the archive is on another disk
+                shutil.copy2(archive, staged)
+        else:
             copy_checked(archive, staged, sha256)
-            yield root
-            return
-        try:
-            os.link(archive.resolve(), staged)
-        except OSError:  # the archive is on another disk
-            shutil.copy2(archive, staged)
+        lines = requirements(staged, packages)  # of the archive that was checked
+        refuse_passwords({"packages, or the archive's requirements file,": "\n".join(lines)})
+        with (root / "deploy" / "image" / "requirements.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
         yield root
 
 
