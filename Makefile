@@ -54,8 +54,8 @@ faults: setup  ## plant faults in handlers, exports, servers and their owners: e
 browser: setup  ## open the book and JupyterLab in Chromium, and click through them
 	$(BIN)/python -m pytest -m browser tests/test_book_browser.py tests/test_lab_browser.py
 
-models: setup  ## chapters 01 to 05 with models of other architectures and labels  [COURSE_CHAPTERS="00 06"]
-	$(BIN)/python -m pytest -n 2 -m models tests/test_model_id.py tests/test_export.py
+models: setup  ## export, handler and chapters 01 to 05 with models of other architectures  [COURSE_CHAPTERS="00 06"]
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m models tests
 
 rerun: setup  ## each cell of each chapter twice in a row: 18 minutes  [COURSE_CHAPTERS="00 06"]
 	$(BIN)/python -m pytest -n 2 -m rerun tests/test_notebooks_rerun.py

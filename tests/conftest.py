@@ -105,7 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "browser": lambda: "`make browser` runs these: the book and JupyterLab in Chromium",
         "faults": lambda: "`make faults` runs these: planted faults, and owners that are killed, for minutes",
         "rerun": lambda: "`make rerun` runs these: whole chapters, each cell twice, for minutes",
-        "models": lambda: "`make models` runs these: chapters with other models than the course's own",
+        "models": lambda: "`make models` runs these: other models than the course's own",
         "cluster": lambda: "`make cluster` runs these: Ray beside TorchServe, over several hosts, under load",
     }
     for mark, reason in reasons.items():

@@ -17,6 +17,8 @@ from tests.models import ARCHITECTURES, TEXTS, tiny_model
 from tutorial_lib import ExportError, build_archive, export_model
 from tutorial_lib.testing import HandlerAnswer, run_handler
 
+pytestmark = pytest.mark.models
+
 
 def logits(folder: Path, texts: list[str]) -> torch.Tensor:
     """Of each text alone, [texts, labels]."""

@@ -13,6 +13,8 @@ from tutorial_lib import ArchiveError, build_archive
 from tutorial_lib.handler_report import main
 from tutorial_lib.testing import check_handler
 
+pytestmark = pytest.mark.faults
+
 SAMPLES = [{"x": [1, 2]}, {"x": [5, 6]}]
 
 # A sound handler of a table, but for what a case puts in place of ANSWERS and other lines.

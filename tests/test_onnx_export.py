@@ -73,6 +73,7 @@ def test_an_int8_answer_does_not_depend_on_its_neighbours(folder: Path, tmp_path
             assert one["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("architecture", ["albert", "deberta-v2"])
 def test_int8_of_other_architectures_is_close_and_of_integers(tmp_path: Path, architecture: str) -> None:
     """ALBERT's layers share their weights."""
