@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import textwrap
@@ -269,6 +270,28 @@ def test_all_end_with_a_killed_owner(echo: Path) -> None:
     owner.kill()
     eventually(lambda: gone(running) and folders() == before)
     owner.communicate()
+
+
+def test_a_request_in_the_moment_of_the_owners_death() -> None:
+    before = folders()
+    code = (
+        "import os; from tutorial_lib import preloaded\n"
+        f"with preloaded():\n    print(os.environ['{VARIABLE}'], flush=True); input()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    folder = owner.stdout.readline().strip()
+    eventually((Path(folder) / "socket").exists)
+    [preloading] = psutil.Process(owner.pid).children()
+    preloading.suspend()  # so that it learns of both at once
+    owner.kill()
+    owner.communicate()
+    with socket.socket(socket.AF_UNIX) as late:
+        late.connect(f"{folder}/socket")
+        preloading.resume()
+        eventually(lambda: gone([preloading]) and folders() == before)
 
 
 def test_a_handler_that_fails_is_quoted_as_always(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ class _Forks:
         os._exit(0)
 
     def _accept(self, listener: socket.socket) -> dict[str, Any] | None:
+        if self._owner < 0:  # select reported the owner's end and this request at once
+            return None
         connection, _ = listener.accept()
         connection.settimeout(5)  # a requester sends at once
         try:
