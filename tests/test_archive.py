@@ -21,7 +21,7 @@ import torch
 
 from tests import handlers
 from tutorial_lib import ArchiveError, PackageMissing, TorchServe, build_archive, read_manifest
-from tutorial_lib.archive import (
+from tutorial_lib.archives.building import (
     ArchiveFormat,
     lay_out,
     new_version,

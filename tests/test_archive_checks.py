@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tests import handlers
 from tests.conftest import ROOT
 from tutorial_lib import ArchiveError, build_archive
-from tutorial_lib.archive import lay_out, new_version
-from tutorial_lib.archive_inputs import check, gather
+from tutorial_lib.archives.building import lay_out, new_version
+from tutorial_lib.archives.model_files import check, gather
 from tutorial_lib.testing import run_handler
 
 pytestmark = pytest.mark.faults

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tutorial_lib import ApiError
-from tutorial_lib.client import encode
+from tutorial_lib.clients.client import encode
 
 Part = tuple[str, str | None, bytes]  # name, file name, content
 

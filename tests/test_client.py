@@ -33,7 +33,7 @@ from tutorial_lib import (
     Worker,
     build_archive,
 )
-from tutorial_lib import client as client_module
+from tutorial_lib.clients import client as client_module
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
@@ -245,7 +245,7 @@ def test_a_full_queue_is_asked_again_after_growing_pauses(
 ) -> None:
     """All who were refused would else come back together, and be refused together."""
     slept: list[float] = []
-    monkeypatch.setattr("tutorial_lib.client.time.sleep", slept.append)
+    monkeypatch.setattr("tutorial_lib.clients.client.time.sleep", slept.append)
     fake.fail(503, "ServiceUnavailableException", "No worker is available to serve request for model: m")
     fake.answers = fake.answers * 9 + [Reply(200, b"1")]
     assert InferenceClient(fake.address).predict("m", b"", retries=9) == 1
@@ -265,7 +265,7 @@ def test_retries_and_renewals_are_logged_without_a_token(
     key_file = KeyFile(keys(tmp_path / "key_file.json", "secret"), fake.address)
     with caplog.at_level(logging.DEBUG):
         InferenceClient(fake.address, token=key_file).predict("m", b"", retries=1)
-    lines = [record.getMessage() for record in caplog.records if record.name == "tutorial_lib.client"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "tutorial_lib.clients.client"]
     assert ["inference token" in lines[0], "retry 1 of 1" in lines[1]] == [True, True]
     assert "secret" not in caplog.text and "Bearer" not in caplog.text
 

@@ -22,7 +22,7 @@ from tutorial_lib import (
     build_archive,
 )
 from tutorial_lib.cores import all_cores
-from tutorial_lib.preload_python import VARIABLE
+from tutorial_lib.preload.python import VARIABLE
 
 pytestmark = pytest.mark.faults
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import eventually, gone, orphan
 from tutorial_lib import processes
-from tutorial_lib.preload_python import VARIABLE
+from tutorial_lib.preload.python import VARIABLE
 from tutorial_lib.processes import new_folder, orphans, reap_orphans, remove_folder, set_engine
 
 pytestmark = pytest.mark.faults

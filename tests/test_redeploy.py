@@ -25,7 +25,7 @@ from tutorial_lib import (
     WorkerFailed,
     build_archive,
 )
-from tutorial_lib.redeploy import redeploy
+from tutorial_lib.servers.redeploy import redeploy
 
 HANDLER = (ROOT / "handler.py").read_text()
 SAMPLE = {"input": ["I love this!"]}

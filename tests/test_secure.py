@@ -29,7 +29,7 @@ from tutorial_lib import (
     load_test,
     read_manifest,
 )
-from tutorial_lib.client import TokenType
+from tutorial_lib.clients.client import TokenType
 
 
 @pytest.fixture(scope="module")

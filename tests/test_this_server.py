@@ -11,7 +11,7 @@ import pytest
 from tests.certificates import write_certificate
 from tests.conftest import eventually
 from tutorial_lib import ApiError, TorchServe, TutorialError, build_archive, client_of_this_server
-from tutorial_lib.server_config import ServerConfig, to_properties
+from tutorial_lib.servers.config import ServerConfig, to_properties
 
 DOUBLE = """
 def handle(data, context):

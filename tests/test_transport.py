@@ -12,7 +12,7 @@ import pytest
 
 from tests.fake_server import FakeServer, Reply, fake_server, keys
 from tutorial_lib import ApiError, InferenceClient, KeyFile, ManagementClient, load_test
-from tutorial_lib.server_config import ServerConfig
+from tutorial_lib.servers.config import ServerConfig
 
 
 @pytest.fixture

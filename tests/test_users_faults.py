@@ -32,7 +32,7 @@ from tutorial_lib import (
     build_archive,
     load_test,
 )
-from tutorial_lib.java import find_java
+from tutorial_lib.servers.java import find_java
 
 pytestmark = pytest.mark.faults
 

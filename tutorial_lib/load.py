@@ -18,11 +18,11 @@ from itertools import count, cycle, repeat
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tutorial_lib.arguments import check_url, mask, quote_path
-from tutorial_lib.bodies import Body, decode, encode
+from tutorial_lib.clients.arguments import check_url, mask, quote_path
+from tutorial_lib.clients.bodies import Body, decode, encode
+from tutorial_lib.clients.transport import error_answer
 from tutorial_lib.errors import ApiError
 from tutorial_lib.extras import extra
-from tutorial_lib.transport import error_answer
 
 with extra("load", "load_test", "pandas"):
     import aiohttp
@@ -32,8 +32,8 @@ with extra("load", "load_test", "pandas"):
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tutorial_lib.client import TokenType
-    from tutorial_lib.model_server import ModelServer
+    from tutorial_lib.clients.client import TokenType
+    from tutorial_lib.servers.base import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
 COLUMNS = (

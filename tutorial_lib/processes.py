@@ -24,8 +24,8 @@ from typing import IO
 
 import psutil
 
-from tutorial_lib import preload_python
 from tutorial_lib.errors import TutorialError, explain_os_error
+from tutorial_lib.preload import python as preload_python
 
 if sys.platform == "win32":
     import msvcrt

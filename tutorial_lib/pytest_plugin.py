@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tutorial_lib.server import TorchServe
+    from tutorial_lib.servers.torchserve import TorchServe
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def torchserve() -> Iterator[Callable[..., TorchServe]]:
 
     `torchserve` takes the arguments of `TorchServe`, and may be called several times.
     """
-    from tutorial_lib.server import TorchServe
+    from tutorial_lib.servers.torchserve import TorchServe
 
     started: list[TorchServe] = []
 

@@ -6,7 +6,7 @@ In a program that runs on a node of the cluster::
 
 A replica has two processes, on any host of a Ray cluster. One does the work of TorchServe's frontend:
 addresses, batches, error answers. The other one runs the handler, as TorchServe's Python worker does
-(`tutorial_lib.worker_process`). tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
+(`tutorial_lib.worker.process`). tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
 
 Features of TorchServe that are missing here:
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tutorial_lib import worker
-from tutorial_lib.worker_process import WorkerDied, WorkerProcess
+from tutorial_lib.worker import contract as worker
+from tutorial_lib.worker.process import WorkerDied, WorkerProcess
 
 _LOOK = 1.0  # so many seconds an idle thread waits before it looks whether the process still runs
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from tutorial_lib import worker
 from tutorial_lib.extras import extra
+from tutorial_lib.worker import contract as worker
 
 with extra("ray", "tutorial_lib.ray_app"):
     import python_multipart

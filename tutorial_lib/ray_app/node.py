@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutorial_lib.archive import unpack
-from tutorial_lib.archive_reading import WrongDigest
+from tutorial_lib.archives.building import unpack
+from tutorial_lib.archives.reading import WrongDigest
 from tutorial_lib.errors import ArchiveError
 
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import psutil
 
-from tutorial_lib import worker
 from tutorial_lib.extras import extra
 from tutorial_lib.ray_app.batches import Batches, Job, NotBegun
 from tutorial_lib.ray_app.bodies import read_body
 from tutorial_lib.ray_app.metrics import Metrics, exposition
 from tutorial_lib.ray_app.node import unpacked
 from tutorial_lib.ray_app.settings import Model
-from tutorial_lib.worker_process import WorkerProcess
+from tutorial_lib.worker import contract as worker
+from tutorial_lib.worker.process import WorkerProcess
 
 with extra("ray", "tutorial_lib.ray_app"):
     import ray

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutorial_lib.archive import copy_checked, read_code, read_manifest, read_settings
-from tutorial_lib.archive_inputs import missing_packages
-from tutorial_lib.archive_settings import DEFAULTS, check_settings
+from tutorial_lib.archives.building import copy_checked, read_code, read_manifest, read_settings
+from tutorial_lib.archives.model_files import missing_packages
+from tutorial_lib.archives.settings import DEFAULTS, check_settings
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 

