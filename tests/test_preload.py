@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import below, eventually, folders, gone
-from tutorial_lib import PackageMissing, TorchServe, WorkerFailed, build_archive, preload, preloaded
+from tutorial_lib import PackageMissing, TorchServe, WorkerFailed, build_archive, preloaded
 from tutorial_lib.preload.owner import MODULES, python_for
 from tutorial_lib.preload.python import VARIABLE, circumstances
 
@@ -358,7 +358,7 @@ def test_a_folder_in_which_no_program_may_run(
 
 
 def test_elsewhere_than_on_linux_workers_start_as_always(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preload, "POSSIBLE", False)
+    monkeypatch.setattr("tutorial_lib.preload.owner.POSSIBLE", False)
     with preloaded(), TorchServe(models={"m": echo}, preload=True) as server:
         assert VARIABLE not in os.environ and not is_fork(worker(server))
 

@@ -25,7 +25,7 @@ from tests.conftest import ROOT, eventually
 
 pytest.importorskip("ray", reason="pip install '.[ray]'")
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # under load, Ray gives its client up
 
 DOCKERFILE = (ROOT / "deploy" / "ray" / "Dockerfile").read_text()
 _, *COMMAND = json.loads(DOCKERFILE.rpartition("\nCMD ")[2])  # without "ray"
@@ -113,7 +113,6 @@ def test_a_client_without_a_token_is_refused(head: Head) -> None:
     assert "oken authentication is enabled" in refused.stderr
 
 
-@pytest.mark.cluster  # Ray's client tries again for half a minute
 @pytest.mark.parametrize("variables", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}])
 def test_a_client_with_another_token_is_refused(variables: dict[str, str], head: Head) -> None:
     refused = run([sys.executable, "-c", CLIENT, head.client], environment(head.home, **variables))
