@@ -21,7 +21,6 @@ import pytest
 
 from tests.conftest import ROOT
 from tutorial_lib import (
-    ApiError,
     ArchiveError,
     InferenceClient,
     ManagementClient,
@@ -128,13 +127,13 @@ def test_arguments_of_an_archive(options: dict[str, Any], sentence: str, tmp_pat
     ],
 )
 def test_an_address_that_is_none(address: Any) -> None:
-    with pytest.raises(ApiError, match=r"InvalidArgument: address is .* Give http:// or https://, a host"):
+    with pytest.raises(ValueError, match=r"^address is .* Give http:// or https://, a host"):
         InferenceClient(address)
 
 
 @pytest.mark.parametrize("end", ["predictions/m", "ping", "models", "metrics", "a/predictions/m"])
 def test_an_address_with_an_endpoint_of_its_own(end: str) -> None:
-    with pytest.raises(ApiError, match=r"Leave /\w+ out: the client adds it"):
+    with pytest.raises(ValueError, match=r"Leave /\w+ out: the client adds it"):
         InferenceClient(f"http://127.0.0.1:8080/{end}")
     assert InferenceClient("http://127.0.0.1:8080/prefix/").address == "http://127.0.0.1:8080/prefix"
 
@@ -161,7 +160,7 @@ def test_an_address_with_an_endpoint_of_its_own(end: str) -> None:
 def test_arguments_of_a_call(call: str, options: dict[str, Any], sentence: str) -> None:
     """Nothing listens on port 1: what is sent would fail in another way."""
     kind = InferenceClient if call == "predict" else ManagementClient
-    with pytest.raises(ApiError, match=f"InvalidArgument: .*{sentence}"):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         getattr(kind("http://127.0.0.1:1"), call)("m", **options)
 
 

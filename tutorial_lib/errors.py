@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -182,23 +183,16 @@ class OutOfMemory(TutorialError):
         )
 
 
-class ApiError(TutorialError):
-    """The server answered a call with an error, or no answer came.
+class _RequestFailed(TutorialError):
+    """A request failed.
 
     Attributes:
-        status: HTTP status code; 0 if no request was sent, or no answer of TorchServe came back.
-        kind: TorchServe's name of the error ("InvalidKeyException", …).
-        message: the server's message.
-
-    >>> ApiError(409, "ConflictStatusException", "Model version 1.0 is already registered")
-    ApiError('409 ConflictStatusException: ... That version is there already: unregister it first, ...')
+        message: what happened, without the advice on it.
     """
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        self.status, self.kind, self.message = status, kind, message
-        what = ": ".join(part for part in (f"{status} {kind}" if status else kind, message) if part)
-        self._what = what.rstrip(".")
-        super().__init__(f"{self._what}. {_advice(status, kind, message)}".rstrip())
+    def __init__(self, message: str, what: str, advice: str) -> None:
+        self.message, self._what = message, what.rstrip(".")
+        super().__init__(f"{self._what}. {advice}".rstrip())
 
     def add_cause(self, cause: str, *, in_place_of_advice: bool = False) -> None:
         """Adds to the error's text what the server's log says about the failure.
@@ -211,6 +205,95 @@ class ApiError(TutorialError):
         self.args = (f"{self._what}. {cause}" if in_place_of_advice else f"{self}\n{cause}",)
 
 
+class NoAnswer(_RequestFailed):
+    """A request got no answer, or only the beginning of one; the subclasses say why.
+
+    >>> ConnectionFailed("Nothing answers at http://127.0.0.1:1")
+    ConnectionFailed('Nothing answers at http://127.0.0.1:1. Is the server running, and is that its address?')
+    """
+
+    _advice = "Is the server running, and is that its address?"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, message, self._advice)
+
+
+class ConnectionFailed(NoAnswer):
+    """The server could not be reached."""
+
+
+class AnswerBrokeOff(ConnectionFailed):
+    """The connection ended in the middle of an answer."""
+
+    _advice = "The handler failed, or its worker died: the first traceback in the model log says where."
+
+
+class TimedOut(NoAnswer):
+    """The answer, or what was waited for, did not come in time."""
+
+
+class TlsError(NoAnswer):
+    """The server's certificate is not trusted, or is not for this address."""
+
+    _advice = (
+        "The certificate is not trusted, or not for this address: give the client verify=, the file "
+        "of the server's certificate or of the authority that signed it."
+    )
+
+
+class NoKeyFile(NoAnswer):
+    """No request was sent: the file that the server writes its access tokens to can't be read."""
+
+
+class ApiError(_RequestFailed):
+    """The server answered a call with an error, or with something that is not TorchServe's.
+
+    Attributes:
+        status: the HTTP status code.
+        kind: TorchServe's name of the error ("InvalidKeyException", …).
+        message: the server's message.
+
+    >>> ApiError(409, "ConflictStatusException", "Model version 1.0 is already registered")
+    ApiError('409 ConflictStatusException: ... That version is there already: unregister it first, ...')
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        self.status, self.kind, self.message = status, kind, message
+        super().__init__(message, ": ".join(filter(None, (f"{status} {kind}", message))), _advice(self))
+
+
+def is_retryable(error: TutorialError) -> bool:
+    """Returns whether the same prediction, sent again, may be answered.
+
+    "Worker died" has one status, 500, for several causes. If another request or the machine ended the worker,
+    a retry is answered. If this request did, by an answer above max_response_size (6,553,500 bytes by
+    default), by taking longer than responseTimeout or by crashing the handler, each retry ends another
+    worker, and with it the requests of its batch. The answer does not show the cause; the server's log does.
+    So set `retries` no higher than such a loss may cost.
+
+    >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
+    True
+    >>> is_retryable(ApiError(503, "InternalServerException", "Prediction failed"))
+    False
+    """
+    if not isinstance(error, ApiError):
+        return isinstance(error, ConnectionFailed | TimedOut)
+    if error.status == 503:  # this kind is an error of the handler; the others, no worker or a full queue
+        return error.kind != "InternalServerException"
+    was_killed = error.status == 507 and "worker died" in error.message.lower()
+    return was_killed or error.status in (500, 502, 504)
+
+
+def is_stop_during_batch(error: ApiError) -> bool:
+    """Returns whether a worker's batch ended while TorchServe 0.12 stopped that worker.
+
+    >>> is_stop_during_batch(ApiError(500, "ConcurrentModificationException", ""))
+    True
+    """
+    is_null = error.kind == "NullPointerException" and "Job.isControlCmd" in error.message
+    return error.status == 500 and (is_null or error.kind == "ConcurrentModificationException")
+
+
 class _Advice(NamedTuple):
     """Advice on an error answer; a field that is None or "" matches every answer."""
 
@@ -218,13 +301,8 @@ class _Advice(NamedTuple):
     status: int | None = None
     kind: str = ""  # regular expressions, searched without regard to case
     message: str = ""
+    when: Callable[[ApiError], bool] = lambda error: True
 
-
-_STUMBLED = (
-    "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the worker. After an "
-    "unregister, workers of that version may be left until the server stops. Next time, let its requests end "
-    "first: make another version the default one."
-)
 
 # The first row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
 _ADVICE = (
@@ -235,7 +313,8 @@ _ADVICE = (
         kind="^InvalidKeyException$",
     ),
     # These messages say what to do: the client's own, and those of handler.py's limit for a batch.
-    _Advice("", kind="^(InvalidArgument|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge)$"),
+    _Advice("", kind="^(Redirected|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge)$"),
+    _Advice("Is the server running, and is that its address?", kind="^NotTorchServe$"),
     _Advice("Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.", status=401),
     _Advice(
         "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg says "
@@ -243,11 +322,6 @@ _ADVICE = (
         "if workers are killed again, use fewer workers, a smaller batch, or a smaller model.",
         status=507,
         message="died",
-    ),
-    _Advice(
-        "The certificate is not trusted, or not for this address: give the client verify=, the file "
-        "of the server's certificate or of the authority that signed it.",
-        kind="^SSLError$",
     ),
     _Advice(
         "Use an archive of the model store, or allow that address with config={'allowed_urls': …}.",
@@ -324,44 +398,34 @@ _ADVICE = (
         "TorchServe could not end a worker. Is the program `kill` on the server's PATH (Debian: procps)?",
         message="^Interrupted while cleaning resources",
     ),
-    _Advice(_STUMBLED, status=500, kind="^ConcurrentModificationException$"),
-    _Advice(_STUMBLED, status=500, message=r"Job\.isControlCmd"),
+    _Advice(
+        "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the worker. After an "
+        "unregister, workers of that version may be left until the server stops. Next time, let its requests "
+        "end first: make another version the default one.",
+        when=is_stop_during_batch,
+    ),
     _Advice(
         "No worker is there to answer, or the queue is full: management.describe(…) says which. "
         "Scale the model to at least one; or try again in a moment, send less at once, or raise "
         "jobQueueSize or the workers.",
         status=503,
-        message="no worker",  # TorchServe gives this message for a full queue too
+        when=is_retryable,
     ),
     _Advice("The handler failed: the first traceback in the model log says where.", status=503),
-    _Advice(
-        "The handler failed, or its worker died: the first traceback in the model log says where.",
-        status=0,
-        message="broke off",
-    ),
-    _Advice("Is the server running, and is that its address?", status=0),
 )
 
 
-def _advice(status: int, kind: str, message: str) -> str:
+def _advice(error: ApiError) -> str:
     """Returns what to do about an error answer; "" if no row matches."""
     for row in _ADVICE:
         if (
-            row.status in (None, status)
-            and re.search(row.kind, kind, re.IGNORECASE)
-            and re.search(row.message, message, re.IGNORECASE)
+            row.status in (None, error.status)
+            and re.search(row.kind, error.kind, re.IGNORECASE)
+            and re.search(row.message, error.message, re.IGNORECASE)
+            and row.when(error)
         ):
             return row.advice
     return ""
-
-
-def stumbled(error: ApiError) -> bool:
-    """Returns whether TorchServe 0.12 failed to stop a worker because a batch ended at the same moment.
-
-    >>> stumbled(ApiError(500, "ConcurrentModificationException", ""))
-    True
-    """
-    return _advice(error.status, error.kind, error.message) == _STUMBLED
 
 
 _TOO_MANY_FILES = "This process may open no more files: close some, or raise the limit (`ulimit -n`)."

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tutorial_lib.clients.arguments import check_url, mask, quote_path
 from tutorial_lib.clients.bodies import Body, decode, encode
 from tutorial_lib.clients.transport import error_answer
-from tutorial_lib.errors import ApiError
+from tutorial_lib.errors import ApiError, ConnectionFailed, NoAnswer, TimedOut, TlsError
 from tutorial_lib.extras import extra
 
 with extra("load", "load_test", "pandas"):
@@ -113,13 +113,13 @@ def load_test(
         The client itself costs 0.11 to 0.15 ms of CPU a request; `own_cost()` measures it.
 
     Raises:
-        ApiError: the server does not answer the first request with a 200, or a body can't be sent.
-        ValueError: there are no samples, not one label for each, a number is not positive, or the server has
-            several models and none is "my_model".
+        ApiError, NoAnswer: the server does not answer the first request with a 200.
+        ValueError: a body can't be sent, there are no samples, not one label for each, a number is not
+            positive, or the server has several models and none is "my_model".
 
     >>> load_test("http://127.0.0.1:1/predict", ["great day"])
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: ClientConnectorError: Nothing answers at http://127.0.0.1:1/predict...
+    tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/predict...
     """
     import pandas as pd
 
@@ -233,8 +233,8 @@ class _Sender:
             outcome = self._check(*await self._post(job), job.answers)
         except self._failures as error:
             outcome = type(error).__name__
-        except ApiError as error:  # the access token could not be renewed
-            outcome = error.kind
+        except (ApiError, NoAnswer) as error:  # the access token could not be renewed
+            outcome = error.kind if isinstance(error, ApiError) else type(error).__name__
         self.notes.append((due, time.perf_counter(), outcome))
 
     async def record_expected(self, jobs: Sequence[_Job], *, keep: bool) -> None:
@@ -242,8 +242,12 @@ class _Sender:
         for job in jobs:
             try:
                 status, content, content_type = await self._post(job)
+            except TimeoutError as error:
+                raise TimedOut(f"No answer from {mask(self.url)} within {self.timeout:g} s.") from error
+            except aiohttp.ClientSSLError as error:
+                raise TlsError(f"{mask(self.url)} was not asked: {error}") from error
             except self._failures as error:
-                raise ApiError(0, type(error).__name__, f"Nothing answers at {mask(self.url)}.") from error
+                raise ConnectionFailed(f"Nothing answers at {mask(self.url)}.") from error
             if 300 <= status < 400:
                 raise ApiError(status, "Redirected", "Give load_test the address that this one redirects to")
             if status != 200:

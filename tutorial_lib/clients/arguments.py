@@ -9,8 +9,6 @@ from urllib.parse import quote, urlsplit
 from requests.structures import CaseInsensitiveDict
 from requests.utils import check_header_validity
 
-from tutorial_lib.errors import ApiError
-
 # TorchServe reads numbers as Java ints. If it can't read a number, it silently takes its default.
 MAXIMUM = 2**31 - 1
 _ENDPOINTS = ("predictions", "ping", "models", "metrics", "token")
@@ -26,8 +24,8 @@ def mask(text: str) -> str:
     return re.sub(r"(?s)[?#].*", "?…", text)
 
 
-def invalid_argument(what: str, value: object, advice: str) -> ApiError:
-    return ApiError(0, "InvalidArgument", f"{what} is {value!r:.100}. {advice}")
+def invalid_argument(what: str, value: object, advice: str) -> ValueError:
+    return ValueError(f"{what} is {value!r:.100}. {advice}")
 
 
 def quote_path(what: str, value: str) -> str:
@@ -48,11 +46,11 @@ def quote_path(what: str, value: str) -> str:
 
 
 def check_int(what: str, value: object, minimum: int, maximum: int = MAXIMUM) -> int:
-    """Returns the value if it is a whole number in this range; else raises ApiError.
+    """Returns the value if it is a whole number in this range; else raises ValueError.
 
     >>> check_int("limit", 0, 1, 100)
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: InvalidArgument: limit is 0. Give a whole number from 1 to 100.
+    ValueError: limit is 0. Give a whole number from 1 to 100.
     """
     if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
         return value
@@ -60,11 +58,11 @@ def check_int(what: str, value: object, minimum: int, maximum: int = MAXIMUM) ->
 
 
 def check_url(url: str, what: str = "address") -> str:
-    """Returns the URL if it is a server's; else raises ApiError.
+    """Returns the URL if it is a server's; else raises ValueError.
 
     >>> check_url("127.0.0.1:8080")
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: InvalidArgument: address is '127.0.0.1:8080'. Give http:// or https://, ...
+    ValueError: address is '127.0.0.1:8080'. Give http:// or https://, a host and a port, ...
     """
     try:
         parts = urlsplit(url)
@@ -76,10 +74,10 @@ def check_url(url: str, what: str = "address") -> str:
     raise _invalid_url(what, url, advice)
 
 
-def _invalid_url(what: str, url: object, advice: str) -> ApiError:
+def _invalid_url(what: str, url: object, advice: str) -> ValueError:
     if "@" in str(url):
         advice += " Leave user and password out: the client takes an access token with token=."
-    return ApiError(0, "InvalidArgument", f"{what} is {mask(repr(url)):.100}. {advice}")
+    return ValueError(f"{what} is {mask(repr(url)):.100}. {advice}")
 
 
 def check_address(address: str) -> str:
@@ -127,13 +125,12 @@ def check_headers(headers: Mapping[str, str] | None, content_type: str | None) -
             check_header_validity((name, value))
             value.encode("latin-1")
         except ValueError:
-            raise ApiError(
-                *(0, "InvalidArgument"),
+            raise ValueError(
                 f"A server can't be asked with this value of the header {name!r}: it begins with a blank, or "
                 "has a line end, or letters that are not of Latin-1.",
             ) from None
     checked.update(given)
     if "Authorization" in checked:
         advice = "Give the access token with token= when you make the client."
-        raise ApiError(0, "InvalidArgument", f"headers has an Authorization. {advice}")
+        raise ValueError(f"headers has an Authorization. {advice}")
     return checked

@@ -32,7 +32,7 @@ from tutorial_lib.clients.arguments import (
 from tutorial_lib.clients.bodies import decode as decode
 from tutorial_lib.clients.bodies import encode as encode
 from tutorial_lib.clients.transport import AccessToken, new_session, parts_of, send
-from tutorial_lib.errors import ApiError, stumbled
+from tutorial_lib.errors import ApiError, NoAnswer, NoKeyFile, TimedOut, is_retryable, is_stop_during_batch
 from tutorial_lib.extras import extra
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class KeyFile:
 
     >>> KeyFile(Path("missing/key_file.json"), "http://127.0.0.1:8081").token("inference")
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: NoKeyFile: key_file.json can't be read (FileNotFoundError(2, ...
+    tutorial_lib.errors.NoKeyFile: key_file.json can't be read (FileNotFoundError(2, ...
     """
 
     path: Path
@@ -193,7 +193,8 @@ class KeyFile:
         If the token in the file has expired, by this machine's clock, the server renews it first.
 
         Raises:
-            ApiError: there is no key file, or it can't be read; or as `refresh`.
+            NoKeyFile: there is no key file, or it can't be read.
+            ApiError, NoAnswer: as for `refresh`.
         """
         token, has_expired = self._read(kind)
         return self.renew(kind, expired=token) if has_expired else token
@@ -205,7 +206,7 @@ class KeyFile:
         new token invalid, so the new token is then only read.
 
         Raises:
-            ApiError: as `refresh`.
+            NoKeyFile, ApiError, NoAnswer: as for `token`.
         """
         with _RENEWING.setdefault(os.getpid(), threading.Lock()):
             token, _ = self._read(kind)
@@ -215,7 +216,8 @@ class KeyFile:
         """Asks the server for a new access token, and reads it; the old one is then invalid.
 
         Raises:
-            ApiError: the server refused the API key, or does not answer.
+            ApiError: the server refused the API key.
+            NoAnswer: it does not answer.
         """
         logger.info("The %s token has expired: %s renews it.", kind, mask(self.management_address))
         with new_session(self.management_address) as session:
@@ -237,9 +239,8 @@ class KeyFile:
             token, expires = str(entry["key"]), entry.get("expiration time")
             return token, bool(expires) and datetime.fromisoformat(expires) - _MARGIN < datetime.now(UTC)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ApiError(
-                0, "NoKeyFile", f"{self.path.name} can't be read ({error!r}); the server writes it."
-            ) from error
+            message = f"{self.path.name} can't be read ({error!r}); the server writes it."
+            raise NoKeyFile(message) from error
 
     def _keys(self) -> Any:
         """Reads the key file. The server writes the file in place, so for a moment it is incomplete."""
@@ -267,7 +268,7 @@ class _Client:
             trusts.
 
     Raises:
-        ApiError: the address is no server's URL, a timeout no number of seconds, or the token can't be one.
+        ValueError: the address is no server's URL, or the token can't be one.
     """
 
     _token_type: TokenType = "inference"
@@ -342,7 +343,7 @@ class InferenceClient(_Client):
     >>> with InferenceClient("http://127.0.0.1:1") as client:
     ...     client.ping()
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/ping. Is the...
+    tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/ping. Is the...
     """
 
     def ping(self, *, timeout: float | None = None) -> dict[str, Any]:
@@ -398,7 +399,7 @@ class InferenceClient(_Client):
 
         >>> InferenceClient("http://127.0.0.1:1").predict("my_model", "a", headers={"Authorization": "x"})
         Traceback (most recent call last):
-        tutorial_lib.errors.ApiError: InvalidArgument: headers has an Authorization. Give the access token...
+        ValueError: headers has an Authorization. Give the access token...
         """
         return self.predict_raw(
             model, data, files=files, headers=headers, version=version, timeout=timeout, retries=retries
@@ -428,7 +429,7 @@ class InferenceClient(_Client):
 
         >>> InferenceClient("http://127.0.0.1:1").predict_raw("my_model", {1, 2})
         Traceback (most recent call last):
-        tutorial_lib.errors.ApiError: InvalidArgument: data is {1, 2}. Give bytes, a text, or what JSON...
+        ValueError: data is {1, 2}. Give bytes, a text, or what JSON...
         """
         response = self._predict(model, data, files, headers, version, timeout, retries)
         return Answer(response.status_code, response.headers, response.content)
@@ -463,7 +464,7 @@ class InferenceClient(_Client):
 
         >>> list(InferenceClient("http://127.0.0.1:1").predict_stream("my_model", "once upon"))
         Traceback (most recent call last):
-        tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/predictions/my...
+        tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/predictions/my...
         """
         response = self._predict(model, data, files, headers, version, timeout, retries, stream=True)
         return parts_of(response, lines, self._timeout[1] if timeout is None else timeout, os.getpid())
@@ -490,13 +491,10 @@ class InferenceClient(_Client):
         for attempt, pause in enumerate(pauses(check_int("retries", retries, 0, 1000)), start=1):
             try:
                 return self._request("POST", path, **options)
-            except ApiError as error:
+            except (ApiError, NoAnswer) as error:
                 if not is_retryable(error):
                     raise
-                logger.info(
-                    *("%s: %s %s; retry %d of %d in %.2f s.", path, error.status or "", error.kind),
-                    *(attempt, retries, pause),
-                )
+                logger.info("%s: %s; retry %d of %d in %.2f s.", path, error.message, attempt, retries, pause)
                 time.sleep(pause)
         return self._request("POST", path, **options)
 
@@ -509,7 +507,7 @@ class ManagementClient(_Client):
 
     >>> ManagementClient("http://127.0.0.1:1").scale("my_model", min_worker=-1)
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: InvalidArgument: min_worker is -1. Give a whole number from 0 to...
+    ValueError: min_worker is -1. Give a whole number from 0 to...
     """
 
     _token_type: TokenType = "management"
@@ -631,12 +629,7 @@ class ManagementClient(_Client):
             "s3_sse_kms": str(bool(s3_sse_kms)).lower(),
             "synchronous": str(bool(wait)).lower(),
         }
-        try:
-            response = self._request("POST", "/models", params=params, timeout=timeout)
-        except ApiError as error:  # TorchServe quotes the URL
-            if mask(url) == url:
-                raise
-            raise ApiError(error.status, error.kind, error.message.replace(url, mask(url))) from None
+        response = self._request("POST", "/models", params=params, timeout=timeout)
         status: Status = _json(response, "status")
         return status
 
@@ -675,7 +668,7 @@ class ManagementClient(_Client):
                 response = self._request("PUT", _model_path(model, version), params=params, timeout=timeout)
                 break
             except ApiError as error:
-                if not stumbled(error) or time.monotonic() > deadline:
+                if not is_stop_during_batch(error) or time.monotonic() > deadline:
                     raise
                 # The worker that TorchServe was stopping is off its list; the others need one more call.
                 time.sleep(0.1)
@@ -686,7 +679,7 @@ class ManagementClient(_Client):
             if ready >= minimum and len(workers) <= maximum:
                 return {"status": f"{ready} workers are READY"}
             if time.monotonic() > deadline:
-                raise ApiError(0, "Timeout", f"{ready} of {minimum} workers were READY after {timeout:g} s.")
+                raise TimedOut(f"{ready} of {minimum} workers were READY after {timeout:g} s.")
             time.sleep(0.1)
         return status
 
@@ -715,7 +708,7 @@ class MetricsClient(_Client):
 
     >>> MetricsClient("http://127.0.0.1:1").samples("ts_")
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/metrics. Is the...
+    tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/metrics. Is the...
     """
 
     def samples(self, name: str | None = None) -> list[Sample]:
@@ -779,26 +772,6 @@ def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
         yield chance.uniform(0.5, 1) * min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)
 
 
-def is_retryable(error: ApiError) -> bool:
-    """Returns whether the same prediction, sent again, may be answered.
-
-    "Worker died" has one status, 500, for several causes. If another request or the machine ended the worker,
-    a retry is answered. If this request did, by an answer above max_response_size (6,553,500 bytes by
-    default), by taking longer than responseTimeout or by crashing the handler, each retry ends another
-    worker, and with it the requests of its batch. The answer does not show the cause; the server's log does.
-    So set `retries` no higher than such a loss may cost.
-
-    >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
-    True
-    >>> is_retryable(ApiError(503, "InternalServerException", "Prediction failed"))
-    False
-    """
-    if error.status == 503:
-        return error.kind != "InternalServerException"
-    died = error.status == 507 and "worker died" in error.message.lower()
-    return died or error.status in (500, 502, 504) or error.kind in ("ConnectionError", "Timeout")
-
-
 def _json(response: requests.Response, key: str | int | None = None) -> Any:
     """Returns the answer's JSON; raises ApiError if a proxy or another program answers on that port.
 
@@ -816,7 +789,9 @@ def _json(response: requests.Response, key: str | int | None = None) -> Any:
 
 
 def _not_torchserve(response: requests.Response) -> ApiError:
-    return ApiError(0, "NotTorchServe", f"What answers at {mask(response.url)} is not TorchServe.")
+    return ApiError(
+        response.status_code, "NotTorchServe", f"What answers at {mask(response.url)} is not TorchServe."
+    )
 
 
 def _model_path(model: str, version: str | None = None, of: str = "models") -> str:

@@ -24,7 +24,6 @@ from tutorial_lib.clients.client import (
     TokenType,
 )
 from tutorial_lib.errors import (
-    ApiError,
     ArchiveError,
     StartTimeout,
     TutorialError,
@@ -351,7 +350,7 @@ class ModelServer(ABC):
         if self._folder is None:
             yield str(self), "not running"
             return
-        with contextlib.suppress(ApiError, TutorialError):
+        with contextlib.suppress(TutorialError):
             for name in ADDRESSES:
                 yield f"{name} address", self._address(name)
             for model in self._descriptions():

@@ -19,7 +19,9 @@ from tutorial_lib.clients.client import KeyFile, TokenType
 from tutorial_lib.cores import all_cores, usable_cores
 from tutorial_lib.errors import (
     ApiError,
+    NoAnswer,
     ServerExited,
+    TlsError,
     TutorialError,
     hint_for_log,
 )
@@ -301,18 +303,18 @@ class TorchServe(ModelServer):
     def _waiting_for(self) -> str:
         try:
             self.inference.ping(timeout=_ANSWER)
-        except ApiError as error:
+        except (ApiError, NoAnswer) as error:
             _raise_if_lasting(error, self.inference_address)
-            return f"the server does not answer yet ({error.kind}: {error.message.rstrip('.')})"
+            return f"the server does not answer yet ({error.message.rstrip('.')})"
         return self._first_model_not_ready()
 
     def _first_model_not_ready(self) -> str:
         for name in self._models:
             try:
                 workers = self.management.describe(name)["workers"]
-            except ApiError as error:
+            except (ApiError, NoAnswer) as error:
                 _raise_if_lasting(error, self.management_address)
-                return f"the model {name} can't be described ({error.kind}: {error.message.rstrip('.')})"
+                return f"the model {name} can't be described ({error.message.rstrip('.')})"
             states = [worker["status"] for worker in workers]
             if "READY" not in states:
                 return f"the model {name} has no READY worker (its workers: {', '.join(states) or 'none'})"
@@ -483,14 +485,15 @@ def _check_length(folder: Path) -> None:
         )
 
 
-def _raise_if_lasting(error: ApiError, address: str) -> None:
+def _raise_if_lasting(error: ApiError | NoAnswer, address: str) -> None:
     """Raises an error if waiting can't help: the server answers, and will give the same answer again."""
-    if error.kind == "SSLError":
+    if isinstance(error, TlsError):
         raise TutorialError(
             f"The server runs, and its clients don't trust its certificate: {error.message}. Give "
             f"config={{'certificate_file': …}} a certificate that is made for the host of {address}."
         ) from error
-    if error.kind == "NotTorchServe" or error.status in (400, 401, 403, 407):
+    lasting = (200, 400, 401, 403, 407)  # 200: another program has that port
+    if isinstance(error, ApiError) and error.status in lasting:
         raise TutorialError(f"The server's address {address} answers with an error. {error}") from error
 
 
