@@ -11,6 +11,9 @@ from .clients import (
     Answer as Answer,
 )
 from .clients import (
+    ConnectedServer as ConnectedServer,
+)
+from .clients import (
     InferenceClient as InferenceClient,
 )
 from .clients import (
@@ -42,6 +45,9 @@ from .clients import (
 )
 from .clients import (
     Worker as Worker,
+)
+from .clients import (
+    connect as connect,
 )
 from .containers import (
     Container as Container,

@@ -184,12 +184,6 @@ class OutOfMemory(TutorialError):
 
 
 class _RequestFailed(TutorialError):
-    """A request failed.
-
-    Attributes:
-        message: what happened, without the advice on it.
-    """
-
     def __init__(self, message: str, what: str, advice: str) -> None:
         self.message, self._what = message, what.rstrip(".")
         super().__init__(f"{self._what}. {advice}".rstrip())
@@ -208,6 +202,10 @@ class _RequestFailed(TutorialError):
 class NoAnswer(_RequestFailed):
     """A request got no answer, or only the beginning of one; the subclasses say why.
 
+    Attributes:
+        kind: the name of the class.
+        message: what happened, without the advice on it.
+
     >>> ConnectionFailed("Nothing answers at http://127.0.0.1:1")
     ConnectionFailed('Nothing answers at http://127.0.0.1:1. Is the server running, and is that its address?')
     """
@@ -215,6 +213,7 @@ class NoAnswer(_RequestFailed):
     _advice = "Is the server running, and is that its address?"
 
     def __init__(self, message: str) -> None:
+        self.kind = type(self).__name__
         super().__init__(message, message, self._advice)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tutorial_lib.clients.arguments import check_url, mask, quote_path
 from tutorial_lib.clients.bodies import Body, decode, encode
 from tutorial_lib.clients.transport import error_answer
-from tutorial_lib.errors import ApiError, ConnectionFailed, NoAnswer, TimedOut, TlsError
+from tutorial_lib.errors import ApiError, ConnectionFailed, NoAnswer, TimedOut, TlsError, TutorialError
 from tutorial_lib.extras import extra
 
 with extra("load", "load_test", "pandas"):
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tutorial_lib.clients.client import TokenType
+    from tutorial_lib.clients.connect import ConnectedServer
     from tutorial_lib.servers.base import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
@@ -53,7 +55,7 @@ def as_input(texts: list[str]) -> object:
 
 
 def load_test(
-    server: ModelServer | str,
+    server: ModelServer | ConnectedServer | str,
     texts: Sequence[Any],
     *,
     labels: Sequence[Any] | None = None,
@@ -79,7 +81,8 @@ def load_test(
     versus closed: a cautionary tale", NSDI 2006.)
 
     Args:
-        server: a running `TorchServe` or `Container`, or the whole URL that requests are posted to.
+        server: a running `TorchServe` or `Container`, what `connect` returns, or the whole URL that requests
+            are posted to.
         texts: the samples to send, in this order, again and again. Texts are sent as `as_input` makes them;
             any other sample is the body of a request: bytes, a `Body`, or what JSON can hold.
         labels: the right answer to each sample, as `predict` returns it, or as the only item of a list. None
@@ -234,7 +237,7 @@ class _Sender:
         except self._failures as error:
             outcome = type(error).__name__
         except (ApiError, NoAnswer) as error:  # the access token could not be renewed
-            outcome = error.kind if isinstance(error, ApiError) else type(error).__name__
+            outcome = error.kind
         self.notes.append((due, time.perf_counter(), outcome))
 
     async def record_expected(self, jobs: Sequence[_Job], *, keep: bool) -> None:
@@ -371,10 +374,12 @@ def _jobs(
     return jobs
 
 
-def _url(server: ModelServer, model: str | None) -> str:
+def _url(server: ModelServer | ConnectedServer, model: str | None) -> str:
     if model is None:
-        models = server.management.list_models() if hasattr(server, "management") else []
-        names = [entry["modelName"] for entry in models]
+        management = None
+        with contextlib.suppress(AttributeError, TutorialError):  # a connection may have none
+            management = server.management
+        names = [entry["modelName"] for entry in management.list_models()] if management else []
         model = names[0] if len(names) == 1 else "my_model"
         if names and model not in names:
             raise ValueError(f"This server has the models {', '.join(names)}. Give one of them as model=.")

@@ -34,5 +34,11 @@ from .client import (
 from .client import (
     Worker as Worker,
 )
+from .connect import (
+    ConnectedServer as ConnectedServer,
+)
+from .connect import (
+    connect as connect,
+)
 
 __all__: list[str]
