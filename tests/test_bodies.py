@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tutorial_lib.clients.client import encode
+from tutorial_lib.clients import encode
 
 Part = tuple[str, str | None, bytes]  # name, file name, content
 

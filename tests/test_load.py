@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tutorial_lib import ApiError, TorchServe, load_test
-from tutorial_lib.clients.client import encode
+from tutorial_lib.clients import encode
 from tutorial_lib.load import _url, own_cost
 
 Answer = Callable[[Any], tuple[int, object]]

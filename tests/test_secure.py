@@ -31,7 +31,7 @@ from tutorial_lib import (
     load_test,
     read_manifest,
 )
-from tutorial_lib.clients.client import TokenType
+from tutorial_lib.clients.tokens import TokenType
 
 
 @pytest.fixture(scope="module")

@@ -235,8 +235,6 @@ def assert_hidden(error: BaseException) -> None:
         {"X-Api-Key": HIDDEN.encode()},
         {"X-Api-Key": [HIDDEN]},
         {"Authorization": f"Bearer {HIDDEN}"},
-        [("X-Api-Key", HIDDEN, 1)],
-        f"X-Api-Key: {HIDDEN}",
     ],
 )
 def test_a_header_shows_no_value(headers: Any, fake: FakeServer) -> None:

@@ -33,8 +33,8 @@ with extra("load", "load_test", "pandas"):
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tutorial_lib.clients.client import TokenType
     from tutorial_lib.clients.connect import ConnectedServer
+    from tutorial_lib.clients.tokens import TokenType
     from tutorial_lib.servers.base import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
@@ -97,7 +97,7 @@ def load_test(
             for "my_model".
         headers: more headers, as {"Authorization": …} for a URL that needs an access token.
         body: makes a request's body from its samples. Bytes are sent unchanged, a str as text/plain, a `Body`
-            (which `client.encode(files=…)` makes from multipart files) with its content type, and anything
+            (which `clients.encode(files=…)` makes from multipart files) with its content type, and anything
             else as JSON.
         answer: takes the labels out of an answer's bytes, for a server that wraps them; None if the answer is
             what `labels` has.

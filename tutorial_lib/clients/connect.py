@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from tutorial_lib.clients.client import InferenceClient, KeyFile, ManagementClient, MetricsClient, TokenType
+from tutorial_lib.clients.inference import InferenceClient
+from tutorial_lib.clients.management import ManagementClient
+from tutorial_lib.clients.metrics import MetricsClient
 from tutorial_lib.clients.readiness import Readiness
+from tutorial_lib.clients.tokens import KeyFile, TokenType
 from tutorial_lib.errors import TutorialError
 
 Token = str | KeyFile

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tutorial_lib.clients.client import InferenceClient, ManagementClient
+from tutorial_lib.clients.inference import InferenceClient
+from tutorial_lib.clients.management import ManagementClient
 from tutorial_lib.errors import ApiError, NoAnswer, TimedOut, TlsError
 
 _ANSWER = 10.0  # seconds that a starting server has to answer a ping, at most

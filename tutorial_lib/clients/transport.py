@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.auth import AuthBase
 
 from tutorial_lib.clients.arguments import mask
 from tutorial_lib.errors import (
@@ -25,22 +24,10 @@ from tutorial_lib.errors import (
     TutorialError,
 )
 
+# (seconds to connect, seconds to wait for an answer). A worker may take responseTimeout, 120 s.
+DEFAULT_TIMEOUT = (5.0, 125.0)
+
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # also where no hosts file has them
-
-
-class AccessToken(AuthBase):
-    """An access token, in requests' own form of authentication, which .netrc never replaces."""
-
-    def __init__(self, token: object) -> None:
-        if not (
-            isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token
-        ):
-            raise ValueError("That can't be a token. Take the one of key_file.json, as a text.")
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class _Session(requests.Session):

@@ -15,14 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tutorial_lib.clients.client import (
-    InferenceClient,
-    KeyFile,
-    ManagementClient,
-    MetricsClient,
-    ModelDescription,
-    TokenType,
-)
+from tutorial_lib.clients.inference import InferenceClient
+from tutorial_lib.clients.management import ManagementClient
+from tutorial_lib.clients.metrics import MetricsClient
+from tutorial_lib.clients.shapes import ModelDescription
+from tutorial_lib.clients.tokens import KeyFile, TokenType
 from tutorial_lib.errors import (
     ArchiveError,
     StartTimeout,

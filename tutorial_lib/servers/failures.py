@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from tutorial_lib.clients.client import InferenceClient
+from tutorial_lib.clients.inference import InferenceClient
 from tutorial_lib.errors import AnswerBrokeOff, ApiError, NoAnswer, TimedOut, hint_for_log
 from tutorial_lib.servers.exit_status import without_exception
 from tutorial_lib.servers.logs import cause_of_death, exception_line, too_slow, tracebacks

@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 
 from tutorial_lib.archives.building import new_version
-from tutorial_lib.clients.client import ManagementClient, ModelDescription
+from tutorial_lib.clients.management import ManagementClient
+from tutorial_lib.clients.shapes import ModelDescription
 from tutorial_lib.errors import ApiError, NoAnswer, TutorialError, WorkerFailed
 from tutorial_lib.extras import extra
 from tutorial_lib.servers.console_log import read_since

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutorial_lib.archives.building import copy_checked, python_files, read_settings
-from tutorial_lib.clients.client import KeyFile, TokenType
 from tutorial_lib.clients.readiness import Readiness
+from tutorial_lib.clients.tokens import KeyFile, TokenType
 from tutorial_lib.cores import all_cores, usable_cores
 from tutorial_lib.errors import (
     ApiError,
