@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count, cycle, repeat
+from functools import partial
+from itertools import count, cycle
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tutorial_lib.clients.arguments import check_url, mask, quote_path
 from tutorial_lib.clients.bodies import Body, decode, encode
+from tutorial_lib.clients.tokens import tokens_to_try, was_refused
 from tutorial_lib.clients.transport import error_answer
 from tutorial_lib.errors import ApiError, ConnectionFailed, NoAnswer, TimedOut, TlsError, TutorialError
 from tutorial_lib.extras import extra
+from tutorial_lib.report import alike
 
 with extra("load", "load_test", "pandas"):
     import aiohttp
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tutorial_lib.clients.connect import ConnectedServer
-    from tutorial_lib.clients.tokens import TokenType
     from tutorial_lib.servers.base import ModelServer
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
@@ -119,26 +121,23 @@ def load_test(
         ApiError, NoAnswer: the server does not answer the first request with a 200.
         ValueError: a body can't be sent, there are no samples, not one label for each, a number is not
             positive, or the server has several models and none is "my_model".
-
-    >>> load_test("http://127.0.0.1:1/predict", ["great day"])
-    Traceback (most recent call last):
-    tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/predict...
     """
     import pandas as pd
 
     levels = _levels(concurrency, rate)
     _check_arguments(texts, labels, duration=duration, texts_per_request=texts_per_request, timeout=timeout)
-    if not isinstance(warmup, Real) or not 0 <= warmup < float("inf"):
+    if not 0 <= warmup < float("inf"):
         raise ValueError(f"warmup is {warmup!r}. Give a number of seconds, 0 or more.")
-    if isinstance(server, str):
-        check_url(server, "server")
-    elif not hasattr(server, "inference_address"):
-        raise TypeError(f"server is {server!r:.100}. Give a running TorchServe or Container, or a URL.")
     jobs = _jobs(texts, labels, texts_per_request, body or _body)
-    url = server if isinstance(server, str) else _url(server, model)
+    url = check_url(server, "server") if isinstance(server, str) else _url(server, model)
     read = decode if answer is None else lambda content, _: answer(content)
-    own_token = isinstance(server, str) or "authorization" in map(str.lower, headers or {})
-    new_token = server.token if not isinstance(server, str) and server.token_auth and not own_token else None
+    new_token = None
+    if (
+        not isinstance(server, str)
+        and server.token_auth
+        and "authorization" not in map(str.lower, headers or {})
+    ):
+        new_token = partial(server.token, "inference")
 
     def sender(connections: int) -> _Sender:  # a new one for each row
         return _Sender(url, headers or {}, timeout, connections, read, tolerance, new_token)
@@ -154,7 +153,7 @@ def load_test(
                     rows.append(await _measure(one, level, cycle(jobs), warmup, duration, bar))
         return rows
 
-    frame = pd.DataFrame(_in_a_thread(run()), columns=[*COLUMNS])
+    frame = pd.DataFrame(_run(run()), columns=[*COLUMNS])
     frame["texts_per_s"] = frame["requests_per_s"] * texts_per_request
     return frame
 
@@ -188,30 +187,31 @@ class _Sender:
     connections: int
     read: Callable[[bytes, str | None], object]
     tolerance: float
-    new_token: Callable[[TokenType], str] | None
+    new_token: Callable[[], str] | None
     notes: list[tuple[float, float, str]] = field(default_factory=list)
 
     async def __aenter__(self) -> _Sender:
-        self._failures = (OSError, aiohttp.ClientError)  # TimeoutError is an OSError
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self.connections),
             headers=self.headers,
             skip_auto_headers=["Content-Type"],
             timeout=aiohttp.ClientTimeout(total=self.timeout),
         )
-        self._token = self.new_token("inference") if self.new_token else None
+        self._token = self.new_token() if self.new_token else ""
+        self._renewing = threading.Lock()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def _post(self, job: _Job) -> tuple[int, bytes, str | None]:
-        """Returns the status, the content and the content type of an answer."""
+    async def _post(self, job: _Job) -> tuple[bytes, str | None]:
+        """Returns the content and the content type of an answer; raises ApiError if its status is not 200."""
         headers = {}
         if job.body.content_type and "Content-Type" not in self._session.headers:  # the caller's header wins
             headers["Content-Type"] = job.body.content_type
-        for _ in range(3):  # others may renew the access token too
-            token = self._token
+        tokens = tokens_to_try(self._token, self._renew)
+        token = next(tokens)
+        while True:
             if token:
                 headers["Authorization"] = f"Bearer {token}"
             # A redirect could take the body to another host.
@@ -219,69 +219,61 @@ class _Sender:
                 self.url, data=job.body.content, headers=headers, allow_redirects=False
             ) as response:
                 content = await response.read()
-            if response.status != 400 or not await self._renew(token, content):
-                break
-        return response.status, content, response.headers.get("Content-Type")
+            if response.status == 200:
+                return content, response.headers.get("Content-Type")
+            error = error_answer(response.status, content, response.reason or "")
+            if (
+                not (token and was_refused(error))
+                or (following := await asyncio.to_thread(next, tokens, None)) is None
+            ):
+                raise error
+            token = following
 
-    async def _renew(self, refused: str | None, content: bytes) -> bool:
-        """If the access token was refused, takes the server's current one; returns whether it is new."""
-        if self.new_token is None or error_answer(400, content).kind != "InvalidKeyException":
-            return False
-        if self._token == refused:
-            self._token = await asyncio.to_thread(self.new_token, "inference")
-        return self._token != refused
+    def _renew(self, refused: str) -> str:
+        """Returns the server's current access token, asked for once for all clients."""
+        with self._renewing:
+            if self._token == refused and self.new_token:
+                self._token = self.new_token()
+            return self._token
 
     async def send(self, job: _Job, due: float) -> None:
         try:
             outcome = self._check(*await self._post(job), job.answers)
-        except self._failures as error:
+        except (OSError, aiohttp.ClientError) as error:  # TimeoutError is an OSError
             outcome = type(error).__name__
-        except (ApiError, NoAnswer) as error:  # the access token could not be renewed
+        except ApiError as error:
+            outcome = str(error.status)
+        except NoAnswer as error:  # the access token could not be renewed
             outcome = error.kind
         self.notes.append((due, time.perf_counter(), outcome))
 
     async def record_expected(self, jobs: Sequence[_Job], *, keep: bool) -> None:
         """Sends each job once, to check that the server answers; `keep` takes its answer as right."""
+        url = mask(self.url)
         for job in jobs:
             try:
-                status, content, content_type = await self._post(job)
+                content, content_type = await self._post(job)
+            except ApiError as error:
+                if 300 <= error.status < 400:
+                    advice = "Give load_test the address that this one redirects to"
+                    raise ApiError(error.status, "Redirected", advice) from error
+                raise
             except TimeoutError as error:
-                raise TimedOut(f"No answer from {mask(self.url)} within {self.timeout:g} s.") from error
+                raise TimedOut(f"No answer from {url} within {self.timeout:g} s.") from error
             except aiohttp.ClientSSLError as error:
-                raise TlsError(f"{mask(self.url)} was not asked: {error}") from error
-            except self._failures as error:
-                raise ConnectionFailed(f"Nothing answers at {mask(self.url)}.") from error
-            if 300 <= status < 400:
-                raise ApiError(status, "Redirected", "Give load_test the address that this one redirects to")
-            if status != 200:
-                raise error_answer(status, content)
+                raise TlsError(f"{url} was not asked: {error}") from error
+            except (OSError, aiohttp.ClientError) as error:
+                raise ConnectionFailed(f"Nothing answers at {url}.") from error
             if keep:
                 job.answers = [self.read(content, content_type)]
 
-    def _check(self, status: int, content: bytes, content_type: str | None, answers: list[object]) -> str:
-        if status != 200:
-            return str(status)
+    def _check(self, content: bytes, content_type: str | None, answers: list[object]) -> str:
         try:
             answer = self.read(content, content_type)
         except (ValueError, LookupError, TypeError):  # an answer of another form
             return "wrong"
-        return "right" if any(_is_same(answer, one, self.tolerance) for one in answers) else "wrong"
-
-
-def _is_same(answer: object, label: object, tolerance: float) -> bool:
-    """Returns whether an answer is the right one.
-
-    >>> _is_same({"scores": [0.30000001]}, {"scores": [0.3]}, 0.001), _is_same(1, 2, 0.001)
-    (True, False)
-    """
-    if isinstance(answer, dict) and isinstance(label, Mapping):
-        return answer.keys() == label.keys() and all(_is_same(answer[k], label[k], tolerance) for k in answer)
-    if isinstance(answer, list) and isinstance(label, list | tuple):
-        return len(answer) == len(label) and all(map(_is_same, answer, label, repeat(tolerance)))
-    numbers = [one for one in (answer, label) if isinstance(one, Real) and not isinstance(one, bool)]
-    if len(numbers) == 2 and not all(isinstance(one, Integral) for one in numbers):
-        return math.isclose(*map(float, numbers), rel_tol=tolerance, abs_tol=tolerance / 1000)
-    return isinstance(answer, bool) == isinstance(label, bool) and bool(answer == label)
+        is_right = any(alike(answer, one, self.tolerance, self.tolerance / 1000) for one in answers)
+        return "right" if is_right else "wrong"
 
 
 async def _measure(
@@ -394,17 +386,15 @@ def _levels(concurrency: int | Sequence[int], rate: float | Sequence[float] | No
 
 def _numbers(name: str, value: Any, kind: Any) -> list[Any]:
     """Returns one number or several as a list; each must be finite and above 0."""
-    numbers = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    if not numbers or not all(
-        isinstance(one, kind) and not isinstance(one, bool) and 0 < one < float("inf") for one in numbers
-    ):
+    numbers = list(value) if isinstance(value, Iterable) else [value]
+    if not numbers or not all(isinstance(one, kind) and 0 < one < float("inf") for one in numbers):
         whole = "whole number" if kind is Integral else "number"
         raise ValueError(f"{name} is {value!r:.100}. Give a {whole} above 0, or a list of such numbers.")
     return numbers
 
 
 def _check_arguments(texts: Sequence[Any], labels: Sequence[Any] | None, **above_zero: float) -> None:
-    if isinstance(texts, str | bytes) or not hasattr(texts, "__len__") or len(texts) == 0:
+    if isinstance(texts, str | bytes) or len(texts) == 0:
         raise ValueError('There is nothing to send: give a list of texts, as ["great day"].')
     if labels is not None and len(labels) != len(texts):
         raise ValueError(f"{len(texts)} texts have {len(labels)} labels. Give one for each text, in order.")
@@ -418,27 +408,15 @@ def _bar(seconds: float, progress: bool | None) -> tqdm[Any]:
     return tqdm(total=seconds, disable=disable, leave=False, bar_format=form)
 
 
-def _in_a_thread(run: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Runs a coroutine in its own event loop: in a notebook, this thread has one that is busy already."""
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(run)
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(_until_done, loop, task)
+def _run(measurement: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Runs a coroutine in a thread: in a notebook, this one has an event loop that is busy already."""
+    with contextlib.closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1) as pool:
+        task = loop.create_task(measurement)
         try:
-            return done.result()
+            return pool.submit(loop.run_until_complete, task).result()
         except BaseException:  # after a Ctrl-C, the measurement must not go on in the background
-            if not done.done():
-                loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(task.cancel)
             raise
-
-
-def _until_done(
-    loop: asyncio.AbstractEventLoop, task: asyncio.Task[list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    try:
-        return loop.run_until_complete(task)
-    finally:
-        loop.close()
 
 
 def own_cost(seconds: float = 5) -> float:

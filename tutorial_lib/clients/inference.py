@@ -53,8 +53,9 @@ class _Options(TypedDict, total=False):
 class InferenceClient(Client):
     """Requests predictions, and checks whether the server is up.
 
-    >>> with InferenceClient("http://127.0.0.1:8080", token="…") as client:
-    ...     labels = client.predict("my_model", {"input": ["great day"]})  # doctest: +SKIP
+    >>> with InferenceClient("http://127.0.0.1:8080", token="the access token") as client:
+    ...     client.address  # and client.predict("my_model", {"input": ["great day"]})
+    'http://127.0.0.1:8080'
     """
 
     def ping(self, *, timeout: float | None = None) -> dict[str, Any]:
