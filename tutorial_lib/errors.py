@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 
 class TutorialError(Exception):
@@ -293,137 +292,71 @@ def is_stop_during_batch(error: ApiError) -> bool:
     return error.status == 500 and (is_null or error.kind == "ConcurrentModificationException")
 
 
-class _Advice(NamedTuple):
-    """Advice on an error answer; a field that is None or "" matches every answer."""
-
-    advice: str
-    status: int | None = None
-    kind: str = ""  # regular expressions, searched without regard to case
-    message: str = ""
-    when: Callable[[ApiError], bool] = lambda error: True
+def _is_unavailable(error: ApiError) -> bool:
+    return error.status == 503 and is_retryable(error)
 
 
-# The first row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
-_ADVICE = (
-    _Advice(
-        "The access token is missing, wrong or expired. server.token(…) returns a valid one, renewed if it "
-        "has expired: send it as 'Authorization: Bearer …'. A client with token=KeyFile(…) renews its own. "
-        "(The one in key_file.json may have expired.)",
-        kind="^InvalidKeyException$",
-    ),
+# What to do about an error answer, by the beginning of "status kind: message" or by a predicate. The first
+# row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
+_ADVICE: dict[str | Callable[[ApiError], bool], str] = {
+    r"\d+ InvalidKeyException:": "The access token is missing, wrong or expired. server.token(…) returns a "
+    "valid one, renewed if it has expired: send it as 'Authorization: Bearer …'. A client with "
+    "token=KeyFile(…) renews its own. (The one in key_file.json may have expired.)",
     # These messages say what to do: the client's own, and those of handler.py's limit for a batch.
-    _Advice("", kind="^(Redirected|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge)$"),
-    _Advice("Is the server running, and is that its address?", kind="^NotTorchServe$"),
-    _Advice("Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.", status=401),
-    _Advice(
-        "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg says "
-        "whether it did. TorchServe starts the worker again: try again, as predict(…, retries=1) does, and "
-        "if workers are killed again, use fewer workers, a smaller batch, or a smaller model.",
-        status=507,
-        message="died",
-    ),
-    _Advice(
-        "Use an archive of the model store, or allow that address with config={'allowed_urls': …}.",
-        message="allowed URL",
-    ),
-    _Advice(
-        "pip's own reason is in the server's log: server.log_tail(200) shows it. Correct the archive's "
-        "requirements_file, or install the packages where the server runs.",
-        message="Custom pip package installation failed",
-    ),
-    _Advice(
-        "Its worker died while it loaded the model: the first traceback in the model log is the cause. "
-        "Unregister that version, fix it, and register it again.",
-        message="Failed to start workers",
-    ),
-    _Advice(
-        "The handler must return a list with exactly one plain item for each request of the batch.",
-        message="number of batch response mismatched|Invalid model predict output",
-    ),
-    _Advice(
-        "The worker ran out of memory: use fewer workers, a smaller batch, or a smaller model.", status=507
-    ),
-    _Advice(
-        "Was the name or the version too long? A whole URL may have 4,096 characters.",
-        message=r"^Invalid HTTP message\.$",
-    ),
-    _Advice(
-        "Is that a whole archive, and may the server read it? Build it again with build_archive.",
-        kind="^(InvalidModelException|DownloadArchiveException)$",
-    ),
-    _Advice(
-        "Is that a whole archive, and may the server read it? Build it again with build_archive.",
-        message="Failed to save model",
-    ),
-    _Advice(
-        "The URL must end in the name of an archive that the model store does not have yet.",
-        message="Model file already exists",
-    ),
-    _Advice(
-        "No such archive is in the server's model store: build it there, and give its file name.",
-        status=404,
-        message="not found at|allowed in url|empty url",
-    ),
-    _Advice(
-        "management.describe_all(…) lists the versions of a model.",
-        status=404,
-        kind="^ModelVersionNotFoundException$",
-    ),
-    _Advice(
-        "Is it the right address? Inference, management and metrics have one each.",
-        status=404,
-        kind="^ResourceNotFoundException$",
-    ),
-    _Advice(
-        "Make another version the default one first, with management.set_default(…).",
-        status=403,
-        message="default version",
-    ),
-    _Advice(
-        "Is the name right, and is the model registered? management.list_models() lists them.", status=404
-    ),
-    _Advice("Registering is off by default: start the server with model_api=True.", status=405),
-    _Advice("That version is there already: unregister it first, or register another version.", status=409),
-    _Advice("Send less in one request, or raise max_request_size (bytes) with config={…}.", status=413),
-    _Advice(
-        "The worker crashed, took longer than responseTimeout, or answered with more than max_response_size "
-        "(6,553,500 bytes unless config={…} says otherwise); server.log_tail(50) shows which. TorchServe "
-        "starts it again. If another request may be the cause, try again, as predict(…, retries=1) does; if "
-        "this request is, each retry ends another worker.",
-        status=500,
-        message="died",
-    ),
-    _Advice(
-        "TorchServe could not end a worker. Is the program `kill` on the server's PATH (Debian: procps)?",
-        message="^Interrupted while cleaning resources",
-    ),
-    _Advice(
-        "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the worker. After an "
-        "unregister, workers of that version may be left until the server stops. Next time, let its requests "
-        "end first: make another version the default one.",
-        when=is_stop_during_batch,
-    ),
-    _Advice(
-        "No worker is there to answer, or the queue is full: management.describe(…) says which. "
-        "Scale the model to at least one; or try again in a moment, send less at once, or raise "
-        "jobQueueSize or the workers.",
-        status=503,
-        when=is_retryable,
-    ),
-    _Advice("The handler failed: the first traceback in the model log says where.", status=503),
-)
+    r"\d+ (Redirected|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge):": "",
+    r"\d+ NotTorchServe:": "Is the server running, and is that its address?",
+    "401": "Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.",
+    "507 .*died": "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg "
+    "says whether it did. TorchServe starts the worker again: try again, as predict(…, retries=1) does, and "
+    "if workers are killed again, use fewer workers, a smaller batch, or a smaller model.",
+    ".*allowed URL": "Use an archive of the model store, or allow that address with config={'allowed_urls': "
+    "…}.",
+    ".*Custom pip package installation failed": "pip's own reason is in the server's log: "
+    "server.log_tail(200) shows it. Correct the archive's requirements_file, or install the packages where "
+    "the server runs.",
+    ".*Failed to start workers": "Its worker died while it loaded the model: the first traceback in the "
+    "model log is the cause. Unregister that version, fix it, and register it again.",
+    ".*(number of batch response mismatched|Invalid model predict output)": "The handler must return a list "
+    "with exactly one plain item for each request of the batch.",
+    "507": "The worker ran out of memory: use fewer workers, a smaller batch, or a smaller model.",
+    r".*: Invalid HTTP message\.$": "Was the name or the version too long? A whole URL may have 4,096 "
+    "characters.",
+    r"\d+ (InvalidModelException|DownloadArchiveException):|.*Failed to save model": "Is that a whole "
+    "archive, and may the server read it? Build it again with build_archive.",
+    ".*Model file already exists": "The URL must end in the name of an archive that the model store does "
+    "not have yet.",
+    "404 .*(not found at|allowed in url|empty url)": "No such archive is in the server's model store: build "
+    "it there, and give its file name.",
+    "404 ModelVersionNotFoundException:": "management.describe_all(…) lists the versions of a model.",
+    "404 ResourceNotFoundException:": "Is it the right address? Inference, management and metrics have one "
+    "each.",
+    "403 .*default version": "Make another version the default one first, with management.set_default(…).",
+    "404": "Is the name right, and is the model registered? management.list_models() lists them.",
+    "405": "Registering is off by default: start the server with model_api=True.",
+    "409": "That version is there already: unregister it first, or register another version.",
+    "413": "Send less in one request, or raise max_request_size (bytes) with config={…}.",
+    "500 .*died": "The worker crashed, took longer than responseTimeout, or answered with more than "
+    "max_response_size (6,553,500 bytes unless config={…} says otherwise); server.log_tail(50) shows which. "
+    "TorchServe starts it again. If another request may be the cause, try again, as predict(…, retries=1) "
+    "does; if this request is, each retry ends another worker.",
+    ".*: Interrupted while cleaning resources": "TorchServe could not end a worker. Is the program `kill` "
+    "on the server's PATH (Debian: procps)?",
+    is_stop_during_batch: "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the "
+    "worker. After an unregister, workers of that version may be left until the server stops. Next time, "
+    "let its requests end first: make another version the default one.",
+    _is_unavailable: "No worker is there to answer, or the queue is full: management.describe(…) says "
+    "which. Scale the model to at least one; or try again in a moment, send less at once, or raise "
+    "jobQueueSize or the workers.",
+    "503": "The handler failed: the first traceback in the model log says where.",
+}
 
 
 def _advice(error: ApiError) -> str:
     """Returns what to do about an error answer; "" if no row matches."""
-    for row in _ADVICE:
-        if (
-            row.status in (None, error.status)
-            and re.search(row.kind, error.kind, re.IGNORECASE)
-            and re.search(row.message, error.message, re.IGNORECASE)
-            and row.when(error)
-        ):
-            return row.advice
+    text = f"{error.status} {error.kind}: {error.message}"
+    for row, advice in _ADVICE.items():
+        if re.match(row, text, re.IGNORECASE | re.DOTALL) if isinstance(row, str) else row(error):
+            return advice
     return ""
 
 

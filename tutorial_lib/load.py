@@ -132,11 +132,8 @@ def load_test(
     url = check_url(server, "server") if isinstance(server, str) else _url(server, model)
     read = decode if answer is None else lambda content, _: answer(content)
     new_token = None
-    if (
-        not isinstance(server, str)
-        and server.token_auth
-        and "authorization" not in map(str.lower, headers or {})
-    ):
+    own_token = "authorization" in map(str.lower, headers or {})
+    if not isinstance(server, str) and server.token_auth and not own_token:
         new_token = partial(server.token, "inference")
 
     def sender(connections: int) -> _Sender:  # a new one for each row
@@ -210,7 +207,7 @@ class _Sender:
         if job.body.content_type and "Content-Type" not in self._session.headers:  # the caller's header wins
             headers["Content-Type"] = job.body.content_type
         tokens = tokens_to_try(self._token, self._renew)
-        token = next(tokens)
+        token: str | None = next(tokens)
         while True:
             if token:
                 headers["Authorization"] = f"Bearer {token}"
@@ -222,12 +219,11 @@ class _Sender:
             if response.status == 200:
                 return content, response.headers.get("Content-Type")
             error = error_answer(response.status, content, response.reason or "")
-            if (
-                not (token and was_refused(error))
-                or (following := await asyncio.to_thread(next, tokens, None)) is None
-            ):
+            if not (token and was_refused(error)):
                 raise error
-            token = following
+            token = await asyncio.to_thread(next, tokens, None)
+            if token is None:  # the new ones were refused too
+                raise error
 
     def _renew(self, refused: str) -> str:
         """Returns the server's current access token, asked for once for all clients."""

@@ -21,9 +21,9 @@ def alike(one: object, two: object, rel: float, abs: float) -> bool:
         return len(one) == len(two) and all(alike(a, b, rel, abs) for a, b in zip(one, two, strict=True))
     if isinstance(one, bool) or isinstance(two, bool):
         return one is two
-    if isinstance(one, Real) and isinstance(two, Real):
-        if not (isinstance(one, Integral) and isinstance(two, Integral)):
-            return math.isclose(one, two, rel_tol=rel, abs_tol=abs)
+    are_whole = isinstance(one, Integral) and isinstance(two, Integral)
+    if isinstance(one, Real) and isinstance(two, Real) and not are_whole:
+        return math.isclose(one, two, rel_tol=rel, abs_tol=abs)
     return bool(one == two)
 
 
