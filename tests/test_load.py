@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tutorial_lib import ApiError, TorchServe, load_test
-from tutorial_lib.clients.client import encode
+from tutorial_lib.clients import encode
 from tutorial_lib.load import _url, own_cost
 
 Answer = Callable[[Any], tuple[int, object]]
@@ -389,7 +389,7 @@ def test_bad_options_get_a_sentence(options: dict[str, Any], sentence: str) -> N
 
 
 def test_a_body_that_can_not_be_sent_is_told() -> None:
-    with pytest.raises(ApiError, match=r"data is .* Give bytes, a text"):
+    with pytest.raises(ValueError, match=r"data is .* Give bytes, a text"):
         load_test("http://127.0.0.1:1/", ["a"], body=set)
 
 

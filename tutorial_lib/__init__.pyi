@@ -11,6 +11,9 @@ from .clients import (
     Answer as Answer,
 )
 from .clients import (
+    ConnectedServer as ConnectedServer,
+)
+from .clients import (
     InferenceClient as InferenceClient,
 )
 from .clients import (
@@ -43,6 +46,9 @@ from .clients import (
 from .clients import (
     Worker as Worker,
 )
+from .clients import (
+    connect as connect,
+)
 from .containers import (
     Container as Container,
 )
@@ -60,10 +66,16 @@ from .containers import (
 )
 from .course_files import course_file as course_file
 from .errors import (
+    AnswerBrokeOff as AnswerBrokeOff,
+)
+from .errors import (
     ApiError as ApiError,
 )
 from .errors import (
     ArchiveError as ArchiveError,
+)
+from .errors import (
+    ConnectionFailed as ConnectionFailed,
 )
 from .errors import (
     ContainerExited as ContainerExited,
@@ -84,6 +96,12 @@ from .errors import (
     JavaNotFound as JavaNotFound,
 )
 from .errors import (
+    NoAnswer as NoAnswer,
+)
+from .errors import (
+    NoKeyFile as NoKeyFile,
+)
+from .errors import (
     OutOfMemory as OutOfMemory,
 )
 from .errors import (
@@ -97,6 +115,12 @@ from .errors import (
 )
 from .errors import (
     StartTimeout as StartTimeout,
+)
+from .errors import (
+    TimedOut as TimedOut,
+)
+from .errors import (
+    TlsError as TlsError,
 )
 from .errors import (
     TutorialError as TutorialError,

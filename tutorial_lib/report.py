@@ -1,9 +1,30 @@
-"""Reports the results of checks: as a table in a notebook, as text in a terminal."""
+"""Compares answers, and reports the results of checks: as a table in a notebook, as text in a terminal."""
 
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+
+
+def alike(one: object, two: object, rel: float, abs: float) -> bool:
+    """Returns whether two values of JSON are equal, where floats may differ: a batch changes last digits.
+
+    >>> alike({"scores": [0.30000001]}, {"scores": [0.3]}, 0.001, 0), alike(1, 2, 0.001, 0)
+    (True, False)
+    """
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(alike(one[key], two[key], rel, abs) for key in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(alike(a, b, rel, abs) for a, b in zip(one, two, strict=True))
+    if isinstance(one, bool) or isinstance(two, bool):
+        return one is two
+    are_whole = isinstance(one, Integral) and isinstance(two, Integral)
+    if isinstance(one, Real) and isinstance(two, Real) and not are_whole:
+        return math.isclose(one, two, rel_tol=rel, abs_tol=abs)
+    return bool(one == two)
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,50 @@
-from .client import (
+from .bodies import (
+    Body as Body,
+)
+from .bodies import (
+    encode as encode,
+)
+from .connect import (
+    ConnectedServer as ConnectedServer,
+)
+from .connect import (
+    connect as connect,
+)
+from .inference import (
     Answer as Answer,
 )
-from .client import (
+from .inference import (
     InferenceClient as InferenceClient,
 )
-from .client import (
-    JobQueueStatus as JobQueueStatus,
-)
-from .client import (
-    KeyFile as KeyFile,
-)
-from .client import (
+from .management import (
     ManagementClient as ManagementClient,
 )
-from .client import (
+from .metrics import (
     MetricsClient as MetricsClient,
 )
-from .client import (
-    ModelDescription as ModelDescription,
-)
-from .client import (
-    ModelEntry as ModelEntry,
-)
-from .client import (
-    ModelPage as ModelPage,
-)
-from .client import (
+from .metrics import (
     Sample as Sample,
 )
-from .client import (
+from .shapes import (
+    JobQueueStatus as JobQueueStatus,
+)
+from .shapes import (
+    ModelDescription as ModelDescription,
+)
+from .shapes import (
+    ModelEntry as ModelEntry,
+)
+from .shapes import (
+    ModelPage as ModelPage,
+)
+from .shapes import (
     Status as Status,
 )
-from .client import (
+from .shapes import (
     Worker as Worker,
+)
+from .tokens import (
+    KeyFile as KeyFile,
 )
 
 __all__: list[str]

@@ -66,7 +66,7 @@ def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
         files: multipart parts by name, as for `predict`.
 
     Raises:
-        ApiError: the data or the files can't be sent.
+        ValueError: the data or the files can't be sent.
 
     >>> encode({"input": ["a"]})
     Body(content=b'{"input": ["a"]}', content_type='application/json')
@@ -103,7 +103,7 @@ def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
 def _each(
     what: str, given: Any, is_right: Callable[[object], bool], advice: str
 ) -> Iterator[tuple[str, Any]]:
-    """Yields name and value of each part or field; raises ApiError for what would be lost or misread."""
+    """Yields name and value of each part or field; raises ValueError for what would be lost or misread."""
     if not isinstance(given, Mapping) or (what == "files" and not given):
         raise invalid_argument(what, given, advice)
     for name, values in given.items():

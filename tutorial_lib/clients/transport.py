@@ -5,35 +5,29 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.auth import AuthBase
 
 from tutorial_lib.clients.arguments import mask
-from tutorial_lib.errors import ApiError
+from tutorial_lib.errors import (
+    AnswerBrokeOff,
+    ApiError,
+    ConnectionFailed,
+    NoAnswer,
+    TimedOut,
+    TlsError,
+    TutorialError,
+)
+
+# (seconds to connect, seconds to wait for an answer). A worker may take responseTimeout, 120 s.
+DEFAULT_TIMEOUT = (5.0, 125.0)
 
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # also where no hosts file has them
-
-
-class AccessToken(AuthBase):
-    """An access token, in requests' own form of authentication, which .netrc never replaces."""
-
-    def __init__(self, token: object) -> None:
-        if not (
-            isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token
-        ):
-            raise ApiError(
-                0, "InvalidArgument", "That can't be a token. Take the one of key_file.json, as a text."
-            )
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class _Session(requests.Session):
@@ -47,7 +41,8 @@ class _Session(requests.Session):
         if response.request.method != "GET":
             target = mask(str(prepared_request.url))
             raise ApiError(
-                *(0, "Redirected"),
+                response.status_code,
+                "Redirected",
                 f"{mask(response.url)} redirects to {target}, another host or port. The request was not sent "
                 "there, since whoever answers there would get its body. Give the client that address if you "
                 "trust it.",
@@ -80,7 +75,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def send(session: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
-    """Makes one HTTP call; raises ApiError for an answer other than a 2xx, and for no answer."""
+    """Makes one HTTP call; raises ApiError for an answer other than a 2xx, NoAnswer for none."""
     try:
         response = session.request(method, url, **kwargs)
         if response.ok:
@@ -107,7 +102,7 @@ def parts_of(response: requests.Response, lines: bool, timeout: float, process: 
 def _check_process(asked: int) -> None:
     if os.getpid() != asked:
         message = "This stream belongs to the process that was forked. Send a request of this process's own."
-        raise ApiError(0, "InvalidArgument", message)
+        raise TutorialError(message)
 
 
 def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
@@ -118,20 +113,23 @@ def error_answer(status: int, content: bytes, reason: str = "") -> ApiError:
     """
     try:
         answer = json.loads(content)
-        return ApiError(status, str(answer["type"]), str(answer["message"]))
+        kind, message = str(answer["type"]), str(answer["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return ApiError(status, reason or "Error", content.decode(errors="replace").strip())
+    # TorchServe quotes the URL of an archive, which may have a password or a signature.
+    return ApiError(status, kind, re.sub(r"\S+://\S+", lambda url: mask(url[0]), message))
 
 
-def no_answer(error: OSError | ValueError, url: str, timeout: float) -> ApiError:
+def no_answer(error: OSError | ValueError, url: str, timeout: float) -> NoAnswer:
+    """Returns the error for a request that `requests` could not finish."""
     url = mask(url)
     # While requests reads a body, it raises a timeout as a ConnectionError.
     if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
-        return ApiError(0, "Timeout", f"No answer from {url} within {timeout:g} s.")
+        return TimedOut(f"No answer from {url} within {timeout:g} s.")
     if isinstance(error, requests.exceptions.SSLError):
-        return ApiError(0, "SSLError", f"{url} was not asked: {mask(str(error.args[0]))}")
+        return TlsError(f"{url} was not asked: {mask(str(error.args[0]))}")
     if isinstance(error, requests.exceptions.ChunkedEncodingError | requests.exceptions.ContentDecodingError):
-        return ApiError(0, "ConnectionError", f"The answer from {url} broke off.")
+        return AnswerBrokeOff(f"The answer from {url} broke off.")
     if isinstance(error, requests.ConnectionError):
-        return ApiError(0, "ConnectionError", f"Nothing answers at {url}.")
-    return ApiError(0, "InvalidRequest", f"{url} can't be asked: {mask(str(error))}.")
+        return ConnectionFailed(f"Nothing answers at {url}.")
+    return NoAnswer(f"{url} can't be asked: {mask(str(error))}.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutorial_lib.archives.building import check_files, copy_checked, read_manifest
-from tutorial_lib.clients.client import TokenType
+from tutorial_lib.clients.tokens import TokenType
 from tutorial_lib.containers.packages import check_packages, refuse_passwords, requirements
 from tutorial_lib.course_files import course_file
 from tutorial_lib.errors import (

@@ -15,16 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tutorial_lib.clients.client import (
-    InferenceClient,
-    KeyFile,
-    ManagementClient,
-    MetricsClient,
-    ModelDescription,
-    TokenType,
-)
+from tutorial_lib.clients.inference import InferenceClient
+from tutorial_lib.clients.management import ManagementClient
+from tutorial_lib.clients.metrics import MetricsClient
+from tutorial_lib.clients.shapes import ModelDescription
+from tutorial_lib.clients.tokens import KeyFile, TokenType
 from tutorial_lib.errors import (
-    ApiError,
     ArchiveError,
     StartTimeout,
     TutorialError,
@@ -351,7 +347,7 @@ class ModelServer(ABC):
         if self._folder is None:
             yield str(self), "not running"
             return
-        with contextlib.suppress(ApiError, TutorialError):
+        with contextlib.suppress(TutorialError):
             for name in ADDRESSES:
                 yield f"{name} address", self._address(name)
             for model in self._descriptions():

@@ -9,8 +9,8 @@ from typing import Any
 
 import requests
 
-from tutorial_lib.clients.client import InferenceClient
-from tutorial_lib.errors import ApiError, hint_for_log
+from tutorial_lib.clients.inference import InferenceClient
+from tutorial_lib.errors import AnswerBrokeOff, ApiError, NoAnswer, TimedOut, hint_for_log
 from tutorial_lib.servers.exit_status import without_exception
 from tutorial_lib.servers.logs import cause_of_death, exception_line, too_slow, tracebacks
 
@@ -42,7 +42,7 @@ class ExplainingClient(InferenceClient):
         read = self.log_from_now()
         try:
             return super()._predict(model, *args, **kwargs)
-        except ApiError as error:
+        except (ApiError, NoAnswer) as error:
             explain(error, model, read, self.limit)
             raise
 
@@ -54,12 +54,12 @@ class ExplainingClient(InferenceClient):
     def _explained(self, parts: Iterator[bytes], model: str, read: Read) -> Iterator[bytes]:
         try:
             yield from parts
-        except ApiError as error:
+        except (ApiError, NoAnswer) as error:
             explain(error, model, read, self.limit)
             raise
 
 
-def explain(error: ApiError, model: str, read: Read, limit: Limit) -> None:
+def explain(error: ApiError | NoAnswer, model: str, read: Read, limit: Limit) -> None:
     """Adds to the error of a prediction what the log says about this failure, or which limit was hit.
 
     Args:
@@ -73,16 +73,18 @@ def explain(error: ApiError, model: str, read: Read, limit: Limit) -> None:
     >>> print(error)
     413 Request Entity Too Large. Send less... max_request_size is 1000 here.
     """
-    if error.status == 413 and not error.message:  # TorchServe's own; a handler says why itself
+    if isinstance(error, TimedOut):
+        _name_limit(error, "responseTimeout", limit("responseTimeout", model))
+    elif isinstance(error, AnswerBrokeOff):
+        _add(error, _wait(lambda: _failure(read(), model, *_LOGGED.values()) or _traceback(read(), model)))
+    elif isinstance(error, NoAnswer):
+        return
+    elif error.status == 413 and not error.message:  # TorchServe's own; a handler says why itself
         _name_limit(error, "max_request_size", limit("max_request_size", model))
     elif error.status == 503 and "no worker" in error.message:
         _name_limit(error, "jobQueueSize", limit("jobQueueSize", model))
-    elif error.kind == "Timeout":
-        _name_limit(error, "responseTimeout", limit("responseTimeout", model))
     elif error.status in (500, 507) and "died" in error.message:
         _explain_death(error, model, read, limit)
-    elif "broke off" in error.message:
-        _add(error, _wait(lambda: _failure(read(), model, *_LOGGED.values()) or _traceback(read(), model)))
     elif titles := next((titles for words, titles in _LOGGED.items() if words in error.message), None):
         _add(error, _wait(lambda: _failure(read(), model, titles)))
 
@@ -111,12 +113,12 @@ def _explain_death(error: ApiError, model: str, read: Read, limit: Limit) -> Non
         _add(error, _traceback(log, model) or without_exception())
 
 
-def _name_limit(error: ApiError, name: str, value: int | None) -> None:
+def _name_limit(error: ApiError | NoAnswer, name: str, value: int | None) -> None:
     if value is not None:
         error.args = (f"{error} {name} is {value} here.",)
 
 
-def _add(error: ApiError, cause: str | None) -> None:
+def _add(error: ApiError | NoAnswer, cause: str | None) -> None:
     if cause is not None:
         error.add_cause(f"From the server's log, since this request was sent:\n{cause}")
 

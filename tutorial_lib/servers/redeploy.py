@@ -22,8 +22,9 @@ from typing import Any
 import psutil
 
 from tutorial_lib.archives.building import new_version
-from tutorial_lib.clients.client import ManagementClient, ModelDescription
-from tutorial_lib.errors import ApiError, TutorialError, WorkerFailed
+from tutorial_lib.clients.management import ManagementClient
+from tutorial_lib.clients.shapes import ModelDescription
+from tutorial_lib.errors import ApiError, NoAnswer, TutorialError, WorkerFailed
 from tutorial_lib.extras import extra
 from tutorial_lib.servers.console_log import read_since
 from tutorial_lib.servers.logs import wait_for_traceback
@@ -59,11 +60,11 @@ def redeploy(
         the new version.
 
     Raises:
-        ApiError, ArchiveError, TutorialError, WorkerFailed: as for `TorchServe.redeploy`.
+        ApiError, ArchiveError, NoAnswer, TutorialError, WorkerFailed: as for `TorchServe.redeploy`.
 
     >>> redeploy(ManagementClient("http://127.0.0.1:1"), Path("console.log"), Path("build"), "my_model")
     Traceback (most recent call last):
-    tutorial_lib.errors.ApiError: ConnectionError: Nothing answers at http://127.0.0.1:1/models/my_model...
+    tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/models/my_model...
     """
     edits: dict[str, Any] = {
         "handler": handler,
@@ -104,7 +105,7 @@ def _replace(
             management.set_default(model, version)
         except BaseException as error:
             if not (isinstance(error, ApiError) and error.status == 409):  # else another client's version
-                with contextlib.suppress(ApiError):
+                with contextlib.suppress(ApiError, NoAnswer):
                     management.unregister(model, version)
             raise
     except BaseException:
@@ -186,7 +187,7 @@ def _retire(
     management: ManagementClient, log: Path, old: ModelDescription, files: Path | None, timeout: float
 ) -> None:
     """Unregisters a version when it has nothing left to answer, and removes its files."""
-    with contextlib.suppress(ApiError, OSError):  # the server was stopped, or another client was faster
+    with contextlib.suppress(TutorialError, OSError):  # the server was stopped, or another client was faster
         _wait_until_idle(management, log, old, time.monotonic() + timeout)
         management.unregister(old["modelName"], old["modelVersion"])
         if files is not None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tutorial_lib.clients.client import DEFAULT_TIMEOUT, InferenceClient, KeyFile
+from tutorial_lib.clients.inference import InferenceClient
+from tutorial_lib.clients.tokens import KeyFile
+from tutorial_lib.clients.transport import DEFAULT_TIMEOUT
 from tutorial_lib.errors import TutorialError
 from tutorial_lib.servers.config import ServerConfig
 

@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutorial_lib.archives.building import copy_checked, python_files, read_settings
-from tutorial_lib.clients.client import KeyFile, TokenType
+from tutorial_lib.clients.readiness import Readiness
+from tutorial_lib.clients.tokens import KeyFile, TokenType
 from tutorial_lib.cores import all_cores, usable_cores
 from tutorial_lib.errors import (
     ApiError,
     ServerExited,
+    TlsError,
     TutorialError,
     hint_for_log,
 )
@@ -45,7 +47,6 @@ from tutorial_lib.servers.failures import Read
 from tutorial_lib.servers.java import find_java, utf8_locale
 from tutorial_lib.servers.redeploy import redeploy
 
-_ANSWER = 10.0  # seconds that a starting server has to answer a ping
 _EXIT = 60.0  # seconds that a worker has to end in the same way again
 _LOGS = (
     *("console.log", "console.log.1", "ts_log.log", "model_log.log", "access_log.log"),
@@ -300,23 +301,17 @@ class TorchServe(ModelServer):
 
     def _waiting_for(self) -> str:
         try:
-            self.inference.ping(timeout=_ANSWER)
+            return Readiness(self.inference, self.management, list(self._models)).waiting_for()
+        except TlsError as error:
+            raise TutorialError(
+                f"The server runs, and its clients don't trust its certificate: {error.message}. Give "
+                "config={'certificate_file': …} a certificate that is made for the host of "
+                f"{self.inference_address}."
+            ) from error
         except ApiError as error:
-            _raise_if_lasting(error, self.inference_address)
-            return f"the server does not answer yet ({error.kind}: {error.message.rstrip('.')})"
-        return self._first_model_not_ready()
-
-    def _first_model_not_ready(self) -> str:
-        for name in self._models:
-            try:
-                workers = self.management.describe(name)["workers"]
-            except ApiError as error:
-                _raise_if_lasting(error, self.management_address)
-                return f"the model {name} can't be described ({error.kind}: {error.message.rstrip('.')})"
-            states = [worker["status"] for worker in workers]
-            if "READY" not in states:
-                return f"the model {name} has no READY worker (its workers: {', '.join(states) or 'none'})"
-        return ""
+            raise TutorialError(
+                f"The server at {self.inference_address} answers with an error. {error}"
+            ) from error
 
     def redeploy(
         self,
@@ -481,17 +476,6 @@ def _check_length(folder: Path) -> None:
             f"it would have paths of {longest} bytes, and {_LONGEST_SOCKET} are the maximum. Set TMPDIR to a "
             "folder with a shorter path, as /tmp, before Python starts."
         )
-
-
-def _raise_if_lasting(error: ApiError, address: str) -> None:
-    """Raises an error if waiting can't help: the server answers, and will give the same answer again."""
-    if error.kind == "SSLError":
-        raise TutorialError(
-            f"The server runs, and its clients don't trust its certificate: {error.message}. Give "
-            f"config={{'certificate_file': …}} a certificate that is made for the host of {address}."
-        ) from error
-    if error.kind == "NotTorchServe" or error.status in (400, 401, 403, 407):
-        raise TutorialError(f"The server's address {address} answers with an error. {error}") from error
 
 
 def _without(hidden: set[str], folder: Path, view: Path) -> Path:
