@@ -69,6 +69,10 @@ def test_an_api_error_says_what_to_do(status: int, kind: str, message: str, advi
         ("java.lang.UnsupportedClassVersionError: org/pytorch", "11 or newer"),
         ("ModuleNotFoundError: No module named 'captum'", "package is missing"),
         ("PermissionError: [Errno 13] Permission denied", "may not"),
+        ("java.lang.OutOfMemoryError: unable to create native thread: possibly out of memory", "pids-limit"),
+        ("RuntimeError: can't start new thread", "limit on processes and threads"),
+        ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "ulimit -u"),
+        ("serve.sh: fork: retry: Resource temporarily unavailable", "ulimit -u"),
     ],
 )
 def test_a_well_known_line_of_a_log_has_a_hint(log: str, hint: str) -> None:
