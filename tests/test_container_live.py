@@ -26,6 +26,7 @@ from tests.conftest import ROOT, eventually, orphan
 from tutorial_lib import (
     ApiError,
     Container,
+    ContainerExited,
     EngineError,
     Image,
     InferenceClient,
@@ -276,6 +277,11 @@ def test_without_its_server_it_ends_and_says_so(image: Image, process: str, said
 def test_too_little_memory_is_a_sentence(image: Image) -> None:
     with pytest.raises(OutOfMemory, match=r"200m is too small. .* (processes were killed|kernel killed it)"):
         Container(image, memory="200m", options=["--memory-swap=200m"]).start()
+
+
+def test_too_few_processes_are_a_sentence(image: Image) -> None:
+    with pytest.raises(ContainerExited, match="limit on processes and threads is too small: .*pids-limit"):
+        Container(image, options=["--pids-limit=20"]).start()
 
 
 def test_behind_a_gateway_it_asks_for_no_keys_and_idle_it_stops_at_once(image: Image) -> None:

@@ -118,6 +118,10 @@ def test_what_may_be_sent_again(error: TutorialError, expected: bool) -> None:
         ("java.lang.UnsupportedClassVersionError: org/pytorch", "11 or newer"),
         ("ModuleNotFoundError: No module named 'captum'", "package is missing"),
         ("PermissionError: [Errno 13] Permission denied", "may not"),
+        ("java.lang.OutOfMemoryError: unable to create native thread: possibly out of memory", "pids-limit"),
+        ("RuntimeError: can't start new thread", "limit on processes and threads"),
+        ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "ulimit -u"),
+        ("serve.sh: fork: retry: Resource temporarily unavailable", "ulimit -u"),
     ],
 )
 def test_a_well_known_line_of_a_log_has_a_hint(log: str, hint: str) -> None:

@@ -386,11 +386,19 @@ def explain_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{path}. {advice}"
 
 
+_TOO_MANY_THREADS = (
+    "The limit on processes and threads is too small: raise it (a container's with "
+    'options=["--pids-limit=2048"], a user\'s with ulimit -u).'
+)
 # What well-known lines mean: TorchServe's own, and those with which an exception ends. The first row that
 # matches a line wins.
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
     "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
+    r"unable to create native thread|pthread_create failed|can't start new thread|[Tt]hread creation failed": (
+        _TOO_MANY_THREADS
+    ),
+    r"(fork|error=11|Errno 11).*Resource temporarily unavailable": _TOO_MANY_THREADS,
     "No space left on device": "A disk is full, or has no room for more files: free some. For the temporary "
     "folder, TMPDIR may name another disk, with a short path.",
     "Too many open files": "It may not open more files: raise the limit (ulimit -n).",

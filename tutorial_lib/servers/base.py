@@ -196,9 +196,8 @@ class ModelServer(ABC):
                 "default_startup_timeout in config=)",
             )
         if reason := worker_thread_failure(log):
-            raise WorkerFailed(
-                reason, "TorchServe itself failed: check the settings in the archive's config_file."
-            )
+            advice = "TorchServe itself failed: check the settings in the archive's config_file."
+            raise WorkerFailed(reason, hint_for_log(reason) or advice)
 
     # What a subclass defines
 

@@ -20,7 +20,7 @@ NO_TRACEBACK = "(no traceback)"
 _HEAD, _INDENT = "Traceback (most recent call last)", (" ", "\t")
 
 _REFUSED = "Failed to load model: "
-_THREAD_FAILED = "Backend worker thread exception."
+_THREAD_FAILED = re.compile(r"Backend worker thread exception\.|Out of memory error when creating workers")
 _DEATH = "or backend worker process died"  # TorchServe logs it once for each worker that dies
 _DIED_IN_IMPORTS = "Backend stream closed."  # TorchServe's words for a worker that ended before it listened
 _TIMED_OUT = re.compile(r"did not respond in given time|worker startup time out", re.IGNORECASE)
@@ -260,7 +260,7 @@ def worker_thread_failure(log: str) -> str | None:
     >>> worker_thread_failure("all is well")
     """
     lines = log.splitlines()
-    at = next((number for number, line in enumerate(lines) if _THREAD_FAILED in line), None)
+    at = next((number for number, line in enumerate(lines) if _THREAD_FAILED.search(line)), None)
     return None if at is None else "\n".join(_exceptions_after(lines, at)) or lines[at]
 
 
