@@ -358,45 +358,6 @@ def test_what_a_machine_and_a_shell_may_do(echo: Path, tmp_path: Path) -> None:
     assert (store / "logs" / "ts_log.log").is_file()
 
 
-FROM_A_ZIP = """
-import sys
-from tutorial_lib import ExportError, TorchServe, course_file, export_model
-
-for call in (lambda: export_model("embedded", sys.argv[2]), lambda: course_file("handler.py")):
-    try:
-        print(call())
-    except (ExportError, FileNotFoundError) as error:
-        print(error)
-with TorchServe(models={"m": sys.argv[1]}) as server:
-    print(server.inference.predict("m", b""))
-"""
-
-
-def test_the_library_in_a_zip_file_serves_and_says_what_it_lacks(echo: Path, tmp_path: Path) -> None:
-    """As zipapp and PySpark send packages around."""
-    zipped = shutil.make_archive(str(tmp_path / "lib"), "zip", ROOT, "tutorial_lib")
-    script = tmp_path / "serve.py"  # the script's folder comes first on the path, and not this checkout
-    script.write_text(FROM_A_ZIP)
-    run = subprocess.run(
-        [sys.executable, script, str(echo), str(tmp_path / "model")],
-        env={**os.environ, "PYTHONPATH": zipped},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    *said, answer = run.stdout.splitlines() or [run.stderr]
-    assert answer == "ok", run.stderr[-3000:]
-    assert (
-        said
-        == [
-            f"tutorial_lib was imported from {zipped}, which is no folder, so its files can't be used. "
-            "Install it with pip, or unpack it."
-        ]
-        * 2
-    )
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_working_directory_that_can_not_be_written(
     echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

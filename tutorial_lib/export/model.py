@@ -1,9 +1,10 @@
-"""Exports a model and its tokenizer as one folder that `from_pretrained` loads, whole or not at all."""
+"""Exports a model and its tokenizer into one folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import re
 import shutil
@@ -13,22 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutorial_lib.course_files import EMBEDDED as EMBEDDED
-from tutorial_lib.course_files import IN_A_ZIP
 from tutorial_lib.errors import ExportError
 from tutorial_lib.extras import need
 
 if TYPE_CHECKING:
     import torch
 
-# Functions import these when they are called, since a name of this module alone should cost nothing.
+    Answers = tuple[list[list[int]], torch.Tensor]  # token ids of each probe; logits [probes, labels]
+
+# torch and transformers are imported inside the functions, so that importing this module stays cheap.
 need("export", "export_model", "torch", "transformers", "huggingface_hub", "safetensors")
 
-# The files of a hub repository that a sentiment model is made of. Others (TensorFlow weights,
-# training logs) are not fetched.
+# What is fetched of a hub repository beside the weights; TensorFlow weights and training logs are not.
 _CONFIG_FILES = ("*.json", "*.txt", "bpe.codes", "*.model")
-_SETTINGS = ("config.json", "tokenizer_config.json")
-
-_ATTEMPTS = 20  # to replace a folder that other processes replace at the same time
 
 # Real texts for the round trip: emoji, a mention, a link, contractions, a word in no vocabulary.
 PROBES = (
@@ -40,8 +38,9 @@ PROBES = (
     "Zażółć gęślą jaźń, Straße, 漢字, zzzyxqv",
 )
 
-# What a folder is if it holds such a file; the first pattern that matches counts.
+# How to get a text classifier from a folder with such a file; the first pattern that matches counts.
 _ADAPTER, _PIPELINE, _EMBEDDINGS = "adapter_config.json", "model_index.json", "modules.json"
+_ONNX = "ONNX is a graph without its model: take the folder that the graph was exported from."
 _OTHER_FOLDERS = {
     _ADAPTER: "It holds an adapter (LoRA), which is only a part of a model. Load it with peft's "
     "AutoPeftModelForSequenceClassification, save what merge_and_unload() returns into a new folder with "
@@ -50,8 +49,8 @@ _OTHER_FOLDERS = {
     _EMBEDDINGS: "It holds a model of sentence-transformers, which gives embeddings: fine-tune its "
     "transformer as a classifier, or serve it with a handler of your own.",
     "*.gguf": "GGUF is llama.cpp's format: take the safetensors version of the model.",
-    "*.onnx": "ONNX is a graph without its model: take the folder that the graph was exported from.",
-    "onnx/*.onnx": "ONNX is a graph without its model: take the folder that the graph was exported from.",
+    "*.onnx": _ONNX,
+    "onnx/*.onnx": _ONNX,
     "tf_model.h5": "TensorFlow's weights are read by transformers 4, which saves them for PyTorch: "
     "from_pretrained(folder, from_tf=True).save_pretrained(…).",
     "flax_model.msgpack": "Flax's weights are read by transformers 4, which saves them for PyTorch: "
@@ -64,23 +63,17 @@ _COMPUTED = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|attn(\.atte
 
 
 def export_model(model_id: str | Path, out: str | Path, *, revision: str | None = None) -> Path:
-    """Writes the model and its tokenizer into the folder `out`, and checks that saving did not change them.
+    """Writes a text classifier and its tokenizer into the folder `out`, with float32 weights in safetensors.
 
-    The folder looks like an export of the article "Serving PyTorch Models Using TorchServe" (config.json,
-    vocab.txt, bpe.codes, …), with the weights as float32 in model.safetensors. It appears only when it is
-    complete: the export is written beside `out`, loaded again, and must give the same token ids and the same
-    logits on real texts.
+    The export is written beside `out`, loaded again, and must give the same token ids and logits on real
+    texts. Only then it replaces what `out` held. Several processes may export to one folder.
 
     Args:
-        model_id: "embedded" (the small model that comes with this package), a local folder, or a
-            model on the Hugging Face hub, as "finiteautomata/bertweet-base-sentiment-analysis", or
-            with its revision: "owner/name@revision".
+        model_id: "embedded" (the small model that comes with this package), a local folder, or a model on
+            the Hugging Face hub: "owner/name" or "owner/name@revision".
         out: the folder to write. An earlier export there is replaced.
-        revision: another way to name the revision on the hub: a commit, tag or branch. Give a commit to
-            get the same weights tomorrow.
-
-    Returns:
-        `out`, as a Path.
+        revision: another way to name the revision on the hub: a commit, tag or branch. Only a commit gives
+            the same weights tomorrow.
 
     Raises:
         ExportError: the model can't be reached, is not complete, or was changed by saving; `out` stays as
@@ -99,32 +92,30 @@ def export_model(model_id: str | Path, out: str | Path, *, revision: str | None 
         source = _find_source(str(model_id), revision)
         model, tokenizer = load_model(source)
         _check_tokenizer(model, tokenizer, source)
-        before = _answers(model, tokenizer)
+        before = _compute_answers(model, tokenizer)
 
-        # A container's volume is a mount point, which no rename can replace: its content is replaced instead.
+        # A container's volume is a mount point, which no rename can replace: its files are replaced instead.
         mounted = out.is_mount()
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{out.name}-", dir=out if mounted else out.parent
-        ) as scratch:
-            whole = Path(scratch) / "model"
-            save_model(model, tokenizer, whole)
-            _check_round_trip(before, _answers(*load_model(whole)))
-            (_replace_content if mounted else _replace)(out, whole)
+        beside = out if mounted else out.parent
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=beside) as scratch:
+            export = Path(scratch) / "model"
+            save_model(model, tokenizer, export)
+            _check_round_trip(before, _compute_answers(*load_model(export)))
+            (_replace_files if mounted else _replace)(out, export)
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         full = "No space left" in cause or "quota" in cause
-        advice = "Free space on that disk, or choose a folder on another one." if full else ""
-        raise ExportError(f"The model can't be written to {out}: {cause}. {advice}".rstrip()) from error
+        advice = " Free space on that disk, or choose a folder on another one." if full else ""
+        raise ExportError(f"The model can't be written to {out}: {cause}.{advice}") from error
     return out
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Calls `save_pretrained` for both, and fixes what it writes wrongly.
+    """Saves both, and restores the tokenizer's bpe.codes.
 
-    With transformers 5, `BertweetTokenizer.save_pretrained` writes bpe.codes with two columns, and
-    its own loader drops the last column of each line (the original files have a count there). The
-    reloaded tokenizer splits words differently, with no error. Copying the original file fixes that.
+    transformers 5 writes bpe.codes without the counts in its last column, and drops the last column again
+    when it reads the file. Without an error, the reloaded tokenizer would split words differently.
     """
     with _no_progress_bars():
         model.save_pretrained(folder)
@@ -133,7 +124,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     if original and Path(original).name == "bpe.codes":
         shutil.copyfile(original, folder / "bpe.codes")
     for file in folder.iterdir():
-        file.chmod(0o644)  # weights are written as 0600, which a container's other user can't read
+        file.chmod(0o644)  # transformers writes weights as 0600, which another user in a container can't read
 
 
 def _check_target(out: Path) -> None:
@@ -148,7 +139,7 @@ def _check_target(out: Path) -> None:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Turns a failure to read a file into an ExportError that names the file and the cause."""
+    """Turns a failed read into an ExportError that names the file."""
     try:
         yield
     except OSError as error:
@@ -159,8 +150,6 @@ def _reading() -> Iterator[None]:
 def _find_source(model_id: str, revision: str | None) -> Path:
     """Returns the local folder that holds the model's files, fetched from the hub if necessary."""
     if model_id == "embedded":
-        if not EMBEDDED.is_dir():
-            raise ExportError(IN_A_ZIP)
         return EMBEDDED
     if Path(model_id).is_dir():
         return Path(model_id)
@@ -181,29 +170,27 @@ def _find_source(model_id: str, revision: str | None) -> Path:
 
 
 def _download(model_id: str, revision: str | None) -> Path:
-    """Fetches a hub model into the hub's cache, with a progress bar; an interrupted one resumes."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.errors import LocalEntryNotFoundError as NotInCache
+    """Fetches a hub model into the hub's cache, with a progress bar. An interrupted download resumes."""
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     pinned, why = f" at revision {revision}" if revision else "", ""
     try:
         info = HfApi().model_info(model_id, revision=revision, timeout=10)
         files = [file.rfilename for file in info.siblings or []]
-        # Fetches safetensors if there are any: the older format is a pickle, which can run code.
+        # Prefers safetensors: the older format is a pickle, which can run code.
         safe = any(name.endswith(".safetensors") for name in files)
         weights = "*.safetensors" if safe else "pytorch_model*.bin"
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ExportError(
             f"The hub has no model {model_id!r} that this account may read. Check the name (and "
             "`hf auth login` for a private one), or use 'embedded', which needs no hub."
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise ExportError(
             f"The model {model_id!r} has no revision {revision!r}. Give a commit, tag or branch "
             "of that repository."
         ) from error
-    except Exception as error:  # the hub is unreachable for some reason; the cache may have the model
+    except Exception as error:  # the hub can't be reached; the cache may have the model
         weights, files, why = "*.safetensors", [], type(error).__name__
 
     try:
@@ -213,7 +200,7 @@ def _download(model_id: str, revision: str | None) -> Path:
             allow_patterns=[*_CONFIG_FILES, weights, *([] if files else ["pytorch_model*.bin"])],
             local_files_only=not files,
         )
-    except NotInCache as error:
+    except errors.LocalEntryNotFoundError as error:
         raise ExportError(
             f"The hub can't be reached ({why}), and {model_id!r}{pinned} is not in this machine's cache. "
             "Try again when online (complete files are kept), or use 'embedded', the model that "
@@ -256,7 +243,7 @@ def load_model(folder: Path, **options: Any) -> tuple[Any, Any]:
 
 
 def _check_tensors(model: Any, report: dict[str, Any], folder: Path) -> None:
-    """Checks that each tensor of the classifier was in the weights, and that no other one was left out."""
+    """Checks that each tensor of the classifier was in the weights, and that no other tensor was dropped."""
     if missing := report["missing_keys"]:
         raise ExportError(
             f"The weights in {folder} lack {len(missing)} of the model's tensors ({_first(missing)}), which "
@@ -280,17 +267,12 @@ def _check_tensors(model: Any, report: dict[str, Any], folder: Path) -> None:
 
 
 def _first(names: Iterable[str]) -> str:
-    """Joins the first three names.
-
-    >>> _first("dcba")
-    'a, b, c, …'
-    """
-    found = sorted(names)
+    found = sorted(names)  # three are enough for a message
     return ", ".join([*found[:3], *(["…"] if len(found) > 3 else [])])
 
 
 def _pretrained_tensors(config: Any, prefix: str) -> set[str]:
-    """Returns the tensors that pretraining leaves and a classifier may not need: other heads, a pooler."""
+    """Returns the names of tensors that pretraining leaves behind: other heads, a pooler."""
     import torch
     import transformers
 
@@ -303,48 +285,37 @@ def _pretrained_tensors(config: Any, prefix: str) -> set[str]:
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Hides the bars that transformers draws for a read or write of a second; the download's bar stays.
-
-    The switch of transformers turns the hub's bars on and off too, so their state is restored separately.
-    """
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    """Hides transformers' bars, which last a second; its switch hides the hub's too, which are restored."""
+    from huggingface_hub import utils as hub
     from transformers.utils import logging
 
-    shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    shown, hub_hidden = logging.is_progress_bar_enabled(), hub.are_progress_bars_disabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
             logging.enable_progress_bar()
-        (enable_progress_bars if hub_shown else disable_progress_bars)()
+        (hub.disable_progress_bars if hub_hidden else hub.enable_progress_bars)()
 
 
 @_reading()
 def _check_files(folder: Path) -> None:
     """Checks that the folder holds a text classifier of transformers, by its files' names and its config."""
-    what = next((text for name, text in _OTHER_FOLDERS.items() if any(folder.glob(name))), "")
-    if any((folder / name).is_file() for name in (_ADAPTER, _PIPELINE)):
-        raise ExportError(f"There is no whole model in {folder}. {what}")
+    found = next((name for name in _OTHER_FOLDERS if any(folder.glob(name))), "")
+    advice = _OTHER_FOLDERS.get(found, "Name the folder that model.save_pretrained wrote.")
+    if found in (_ADAPTER, _PIPELINE):
+        raise ExportError(f"There is no whole model in {folder}. {advice}")
     if not (folder / "config.json").is_file():
-        advice = what or "Name the folder that save_pretrained wrote."
         raise ExportError(f"There is no config.json in {folder}. {advice}")
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     if not weights:
-        raise ExportError(
-            f"There are no weights in {folder} (model.safetensors). "
-            + (what or "Name the folder that model.save_pretrained wrote, or export the model again.")
-        )
-    settings = [file for name in _SETTINGS if (file := folder / name).is_file()]
+        raise ExportError(f"There are no weights in {folder} (model.safetensors). {advice}")
     for file in weights:
-        file.open("rb").close()
-    for file in settings:
+        file.open("rb").close()  # reading is tried here, since transformers would not name the file
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
         try:
-            values = json.loads(file.read_bytes())
+            values = json.loads(file.read_bytes()) if file.is_file() else {}
         except ValueError as error:
             raise ExportError(f"{file} can't be read: {error}. Save the model again.") from error
         if not isinstance(values, dict):
@@ -353,7 +324,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_settings(file: Path, values: dict[str, Any]) -> None:
-    """Checks a config: it brings no code, and names a class that classifies texts, if any."""
+    """Checks that a config brings no code, and that a class that it names classifies texts."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -399,20 +370,15 @@ def _check_tokenizer(model: Any, tokenizer: Any, source: Path) -> None:
 def max_tokens(tokenizer: Any, config: Any) -> int:
     """Returns how many word pieces a text may have, by the tokenizer's limit and the model's positions.
 
-    Some tokenizers claim to take 1e30, and models with relative positions (T5) set no limit: the limit is
-    then 512. RoBERTa's positions start at 2, so 2 are subtracted.
+    The limit is 512 where neither has one: some tokenizers claim 1e30, and T5 has relative positions.
+    RoBERTa's positions start at 2, so 2 are subtracted.
     """
     positions = getattr(config, "max_position_embeddings", None) or 0  # XLNet's is -1
     limit = min(tokenizer.model_max_length, positions - 2 if positions > 2 else 1_000_000)
     return limit if limit < 1_000_000 else 512
 
 
-def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]:
-    """Computes token ids and logits for the probes: lists of ints, and a tensor [probes, labels].
-
-    Raises:
-        ExportError: the model can't compute one of the probes.
-    """
+def _compute_answers(model: Any, tokenizer: Any) -> Answers:
     import torch
 
     longest = max_tokens(tokenizer, model.config)
@@ -427,9 +393,7 @@ def _answers(model: Any, tokenizer: Any) -> tuple[list[list[int]], torch.Tensor]
     return ids, torch.stack(logits)
 
 
-def _check_round_trip(
-    before: tuple[list[list[int]], torch.Tensor], after: tuple[list[list[int]], torch.Tensor]
-) -> None:
+def _check_round_trip(before: Answers, after: Answers) -> None:
     for text, ids_before, ids_after in zip(PROBES, before[0], after[0], strict=True):
         if ids_before != ids_after:
             raise ExportError(
@@ -445,15 +409,14 @@ def _check_round_trip(
         )
 
 
-def _replace_content(out: Path, whole: Path) -> None:
-    """Replaces the files of `out` by the files of `whole`, which lies in a folder of `out`."""
-    old = whole.with_name("old")
+def _replace_files(out: Path, export: Path) -> None:
+    """Replaces the files of `out` by those of `export`, which lies in a folder of `out`."""
+    old = export.with_name("old")
     old.mkdir()
-    kept = [file for file in out.iterdir() if file != whole.parent]
     try:
-        for file in kept:
+        for file in [file for file in out.iterdir() if file != export.parent]:
             file.rename(old / file.name)
-        for file in [*whole.iterdir()]:
+        for file in [*export.iterdir()]:
             file.rename(out / file.name)
     except OSError:
         for file in old.iterdir():
@@ -461,21 +424,23 @@ def _replace_content(out: Path, whole: Path) -> None:
         raise
 
 
-def _replace(out: Path, whole: Path) -> None:
-    """Replaces `out` by `whole`. A rename can't replace a folder with files, so the old one moves first.
+def _replace(out: Path, export: Path) -> None:
+    """Replaces `out` by `export`. The old folder moves away first: no rename replaces a folder with files.
 
     Other processes may export to `out` at the same time; the last one wins.
     """
-    for attempt in range(_ATTEMPTS):
-        old = whole.with_name(f"old-{attempt}")
-        with contextlib.suppress(FileNotFoundError):  # there is none, or another process has just moved it
+    for number in itertools.count():
+        old = export.with_name(f"old-{number}")
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # no earlier export, or another process has just moved it
             out.replace(old)
         try:
-            whole.replace(out)
+            export.replace(out)
             return
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and attempt < _ATTEMPTS - 1:
-                continue  # another process has just written its own
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                continue  # another process has just written its export
             if old.exists():
                 old.replace(out)
             raise

@@ -1,4 +1,4 @@
-"""Writes an exported model as ONNX too, with int8 weights, for handler.py's `backend: onnx`."""
+"""Writes an exported model as an ONNX graph, for handler.py's `backend: onnx`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tutorial_lib.errors import ExportError
 from tutorial_lib.extras import extra
 
-# Functions import these when they are called: a process that has loaded ONNX Runtime can't fork safely.
+# Imported inside the functions: a process that has loaded ONNX Runtime can't fork safely.
 with extra("onnx", "export_onnx", "torch", "transformers", "onnx", "onnxruntime", "onnxscript"):
     from tutorial_lib.export.model import PROBES, load_model, max_tokens
 
@@ -26,29 +26,24 @@ if TYPE_CHECKING:
 def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str | Path | None = None) -> Path:
     """Writes model.onnx into a folder from `export_model`, beside the weights that it is made of.
 
-    The graph takes `input_ids` and `attention_mask`, both int64 [rows, tokens], and gives `logits`,
-    float32 [rows, classes]. Before the graph is quantized, it must give the model's own logits on real texts.
-    Its metadata has the SHA-256 of the weights as `weights_sha256`: handler.py refuses a graph of others.
+    The graph takes `input_ids` and `attention_mask`, int64 [rows, tokens], and gives `logits`, float32
+    [rows, classes]. Before it is quantized, it must give the model's own logits on real texts. Its metadata
+    has the SHA-256 of the weights as `weights_sha256`: handler.py refuses a graph of other weights.
 
     Args:
         model_dir: the exported model; an earlier model.onnx in it is replaced.
-        int8: multiply matrices in 8-bit integers. Weights are quantized now, with one scale for each
-            column. Activations are quantized at run time, with one scale for each token, so that an answer
-            does not depend on the other texts of its pass. The graph is faster, and what is quantized takes
-            a quarter of the space. Not all answers equal those of float32: chapter 09 counts them.
+        int8: multiply matrices in 8-bit integers: faster, and the weights take a quarter of the space. Some
+            answers differ from those of float32: chapter 09 counts them.
         keep_float32: a file for the graph before it is quantized, to compare the two.
 
-    Returns:
-        the file.
-
     Raises:
-        ExportError: there is no model in the folder, the model has no token to pad with (GPT-2), or its ONNX
-            form gives other logits. An earlier model.onnx stays as it was.
-        PackageMissing: when this module is imported, if onnx, onnxruntime or onnxscript is missing.
+        ExportError: there is no model in the folder, the model has no token to pad with (GPT-2), or the graph
+            gives other logits. An earlier model.onnx stays as it was.
 
-    >>> export_onnx("no/such/model")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ExportError: There is no config.json in no/such/model. Export a model there first.
+    >>> import tempfile
+    >>> from tutorial_lib.export import export_model
+    >>> export_onnx(export_model("embedded", tempfile.mkdtemp() + "/my_model"), int8=False).name
+    'model.onnx'
     """
     folder = Path(model_dir)
     if not (folder / "config.json").is_file():
@@ -65,7 +60,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder.parent) as scratch, _quiet():
         file = Path(scratch) / "model.onnx"
         _write(model, probes[0], file)
-        _mark(file, digest)
+        _add_digest(file, digest)
         _check(model, probes, file)
         if keep_float32 is not None:
             shutil.copyfile(file, keep_float32)
@@ -77,7 +72,7 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
 
 
 def _probes(model: Any, tokenizer: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns ids and masks: of three texts together, padded, for tracing; then of each text alone."""
+    """Returns ids and masks: of three texts together, padded; then of each text alone."""
     longest = max_tokens(tokenizer, model.config)
     batches = [list(PROBES[:3]), *([text] for text in PROBES)]
     encoded = [
@@ -88,7 +83,6 @@ def _probes(model: Any, tokenizer: Any) -> list[tuple[torch.Tensor, torch.Tensor
 
 
 def _weights_sha256(folder: Path) -> str:
-    """Returns the digest of model.safetensors, or of its parts in order."""
     whole = folder / "model.safetensors"
     digest = hashlib.sha256()
     for part in [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors")):
@@ -97,8 +91,8 @@ def _weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _mark(file: Path, digest: str) -> None:
-    """Adds the digest to the graph's metadata. Protocol buffers that are joined are merged when read."""
+def _add_digest(file: Path, digest: str) -> None:
+    """Appends the digest to the graph's metadata: readers merge protocol buffers that are joined."""
     import onnx
 
     entry = onnx.StringStringEntryProto(key="weights_sha256", value=digest)

@@ -18,7 +18,7 @@ from tutorial_lib.machine.gpu import detect_gpu
 from tutorial_lib.report import Check, Report
 from tutorial_lib.servers.java import find_java
 
-# What each extra brings. The packages of the first two have rows of their own.
+# What each extra brings.
 EXTRAS = {
     "serving": "TorchServe itself, with torch and a Java",
     "export": "export_model, and what the course's handler imports",
@@ -27,8 +27,8 @@ EXTRAS = {
     "ray": "tutorial_lib.ray_app, the archive on Ray Serve",
     "explain": "handlers that explain their answers",
 }
-_LISTED = ("serving", "export")
-_NEEDED_GIB = 2.0  # the model of README.md's article, its export and its archive
+_LISTED = ("serving", "export")  # their packages have rows wherever they are installed
+_NEEDED_GIB = 2.0  # BERTweet's model, its export and its archive
 _ARTICLE_PORTS = (8080, 8081, 8082)
 
 
@@ -44,16 +44,12 @@ class EnvironmentReport(Report):
 def check_environment(extras: Iterable[str] = ()) -> EnvironmentReport:
     """Looks at Python, Java, the packages and their versions, GPU, ports and disk.
 
-    What is installed must work. An extra that is not installed is no failure, since a client needs none, and
-    neither are ports that are taken and a missing GPU: `TorchServe` takes free ports, and all chapters run on
-    a CPU.
+    What is installed must work. An extra that is not installed, a taken port and a missing GPU are no
+    failures: a client needs no extra, `TorchServe` takes free ports, and all chapters run on a CPU.
 
     Args:
-        extras: the extras that must be installed, as ["serving", "export"]. "serving" must be installed as a
-            whole wherever torchserve is.
-
-    Raises:
-        ValueError: there is no such extra.
+        extras: the extras that must be installed, as ["serving", "export"]. Where torchserve is installed,
+            "serving" is added.
 
     >>> check_environment(["serving", "export"]).ok
     True
@@ -95,15 +91,15 @@ def _packages(needed: set[str]) -> list[Check]:
     by_extra: dict[str, dict[str, str]] = {}  # the oldest version of each package
     for requirement in requirements:
         name, oldest = re.findall(r"^([\w.-]+)(?:\[.*?\])?(?:>=([\d.]+))?", requirement)[0]
-        extra_of_it = re.search(r"extra == ['\"]([^'\"]+)", requirement)
-        by_extra.setdefault(extra_of_it[1] if extra_of_it else "", {})[name] = oldest
+        extra = "".join(re.findall(r"extra == ['\"]([^'\"]+)", requirement))
+        by_extra.setdefault(extra, {})[name] = oldest
     whole = {extra for extra in EXTRAS if all(map(_version, by_extra[extra]))}
     rows: dict[str, Check] = {}
     for extra in ("", *EXTRAS):
         if extra in {"", *needed} or (extra in _LISTED and extra in whole):
-            brought_by = f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION
+            fix = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install '{DISTRIBUTION}'"
             for name, oldest in by_extra[extra].items():
-                rows.setdefault(name, _package(name, oldest, brought_by))
+                rows.setdefault(name, _package(name, oldest, fix))
     left_out = [
         Check(extra, None, f"not installed; pip install '{DISTRIBUTION}[{extra}]' brings {brings}")
         for extra, brings in EXTRAS.items()
@@ -112,17 +108,16 @@ def _packages(needed: set[str]) -> list[Check]:
     return [*(rows[name] for name in sorted(rows)), *left_out]
 
 
-def _package(name: str, oldest: str, brought_by: str) -> Check:
+def _package(name: str, oldest: str, fix: str) -> Check:
     found = _version(name)
     if not found:
-        return Check(name, False, "not installed", f"pip install '{brought_by}'")
+        return Check(name, False, "not installed", fix)
     if _numbers(found) < _numbers(oldest):
-        return Check(name, False, f"{found}, and {oldest} or newer is needed", f"pip install '{brought_by}'")
+        return Check(name, False, f"{found}, and {oldest} or newer is needed", fix)
     return Check(name, True, found)
 
 
 def _version(name: str) -> str:
-    """Returns the version of an installed package; "" if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -145,15 +140,14 @@ def _gpu() -> Check:
 
 
 def _ports() -> Check:
-    taken = [port for port in _ARTICLE_PORTS if not _is_free(port)]
+    taken = []
+    for port in _ARTICLE_PORTS:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                taken.append(str(port))
     if not taken:
         return Check("Ports", True, f"{', '.join(map(str, _ARTICLE_PORTS))} are free")
-    return Check("Ports", None, f"taken: {', '.join(map(str, taken))}; TorchServe(…) takes free ones")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+    return Check("Ports", None, f"taken: {', '.join(taken)}; TorchServe(…) takes free ones")
 
 
 def _disk(needed: bool) -> Check:

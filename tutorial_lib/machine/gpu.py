@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,8 @@ class GpuInfo:
     def __str__(self) -> str:
         if not self.available:
             return f"no GPU: {self.reason}"
-        return ", ".join(
-            f"{name} ({memory:.0f} GiB)" for name, memory in zip(self.names, self.memory_gib, strict=True)
-        )
+        gpus = zip(self.names, self.memory_gib, strict=True)
+        return ", ".join(f"{name} ({memory:.0f} GiB)" for name, memory in gpus)
 
 
 def detect_gpu() -> GpuInfo:
@@ -45,43 +43,33 @@ def detect_gpu() -> GpuInfo:
     try:
         import torch
     except ImportError:
-        return GpuInfo(available=False, reason="torch is not installed, and torch is what would use one")
+        return GpuInfo(False, reason="torch is not installed, and torch is what would use one")
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return GpuInfo(
-            available=True,
-            names=tuple(device.name for device in devices),
-            memory_gib=tuple(device.total_memory / 2**30 for device in devices),
-        )
-    return GpuInfo(available=False, reason=_why_none(torch))
-
-
-def _why_none(torch: ModuleType) -> str:
-    in_driver = _gpus_of_the_driver()
+        memory = tuple(device.total_memory / 2**30 for device in devices)
+        return GpuInfo(True, tuple(device.name for device in devices), memory)
+    in_driver = ", ".join(_gpus_of_the_driver())
     if not in_driver:
-        return "no NVIDIA driver answers on this machine; everything here runs on the CPU"
-    if torch.version.cuda is None:
-        return f"the driver has {', '.join(in_driver)}, but this torch is a CPU build"
-    return (
-        f"the driver has {', '.join(in_driver)}, but torch (CUDA {torch.version.cuda}) "
-        "can't use it; is the driver new enough?"
-    )
+        reason = "no NVIDIA driver answers on this machine; everything here runs on the CPU"
+    elif torch.version.cuda is None:
+        reason = f"the driver has {in_driver}, but this torch is a CPU build"
+    else:
+        reason = f"the driver has {in_driver}, but torch (CUDA {torch.version.cuda}) can't use it; "
+        reason += "is the driver new enough?"
+    return GpuInfo(False, reason=reason)
 
 
 def _gpus_of_the_driver() -> list[str]:
     """Returns names from NVML (the package nvidia-ml-py), or [] if there is no driver or no such package."""
     try:
         import pynvml
-
-        pynvml.nvmlInit()
     except ImportError:
         return []
+    try:
+        pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
-    try:
-        return [
-            str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)))
-            for i in range(pynvml.nvmlDeviceGetCount())
-        ]
-    finally:
-        pynvml.nvmlShutdown()
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    names = [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    pynvml.nvmlShutdown()
+    return names
