@@ -395,7 +395,7 @@ _TOO_MANY_THREADS = (
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
     "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
-    r"unable to create native thread|pthread_create failed|can't start new thread|[Tt]hread creation failed": (
+    r"unable to create native thread|pthread_create failed|can't start new thread|hread creation failed": (
         _TOO_MANY_THREADS
     ),
     r"(fork|error=11|Errno 11).*Resource temporarily unavailable": _TOO_MANY_THREADS,
