@@ -15,7 +15,7 @@ from tests import handlers
 from tests.conftest import ROOT
 from tutorial_lib import ArchiveError, build_archive
 from tutorial_lib.archives.building import lay_out, new_version
-from tutorial_lib.archives.model_files import check, gather
+from tutorial_lib.archives.model_files import ModelFiles, check, gather
 from tutorial_lib.testing import run_handler
 
 pytestmark = pytest.mark.faults
@@ -103,7 +103,7 @@ def test_a_handler_is_refused_if_and_only_if_torchserve_can_not_load_it(
 def test_a_file_name_that_python_can_not_import_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(HANDLER)
     if "." not in Path(name).stem:
-        check(gather(tmp_path / name))
+        check(gather(ModelFiles(tmp_path / name)))
         assert run_handler(tmp_path / name, [{"body": "a"}])[0].body == 1
         return
     with pytest.raises(ArchiveError, match=r"its name has a '\.' before \.py.*Rename it"):

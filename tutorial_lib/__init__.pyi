@@ -1,4 +1,7 @@
 from .archives import (
+    ModelFiles as ModelFiles,
+)
+from .archives import (
     archive_sha256 as archive_sha256,
 )
 from .archives import (

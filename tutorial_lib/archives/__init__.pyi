@@ -7,6 +7,7 @@ from .building import (
 from .building import (
     new_version as new_version,
 )
+from .model_files import ModelFiles as ModelFiles
 from .reading import (
     archive_sha256 as archive_sha256,
 )

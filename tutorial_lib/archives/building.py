@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from tutorial_lib.archives.copying import copy, writing
 from tutorial_lib.archives.model_files import (
+    FileKeywords,
     Inputs,
+    ModelFiles,
     check,
     check_path,
+    edits_of,
     gather,
     gather_version,
     is_built_in,
@@ -67,43 +69,23 @@ _SUFFIX = {"default": ".mar", "zip-store": ".mar", "no-archive": "", "tgz": ".ta
 
 def build_archive(
     name: str,
+    files: ModelFiles | None = None,
     *,
-    handler: str | Path,
-    model_dir: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
-    config_file: str | Path | None = None,
-    requirements_file: str | Path | None = None,
     export_path: str | Path = "model_store",
     version: str = "1.0",
     archive_format: ArchiveFormat = "zip-store",
     check_loads: bool = True,
+    **keywords: Unpack[FileKeywords],
 ) -> Path:
     """Packs a handler, a model and the files around them into one archive.
 
-    A model is a folder from `export_model`, or your own: weights with the Python file that defines their
-    class, TorchScript, or any file that the handler loads itself. An earlier archive of that name is replaced
-    when the new one is complete. The files are checked first, for what would fail on the server or answer
-    wrongly there: labels, settings, a handler's classes and imports, weights that do not fit.
+    An earlier archive of that name is replaced when the new one is complete. The files are checked first, for
+    what would fail on the server or answer wrongly there: labels, settings, a handler's classes and imports,
+    weights that do not fit.
 
     Args:
         name: the archive's name; the file is `<name>.mar`.
-        handler: a Python file, or the name of one of TorchServe's own handlers ("image_classifier").
-        model_dir: a folder from `export_model`: model.safetensors becomes the serialized file, all other
-            files and folders become extra files. None for another kind of model, or for no model.
-        model_file: the Python file that defines the model's class, and no other class. TorchServe's
-            BaseHandler calls the class without arguments and loads the serialized file into it.
-        serialized_file: with a model file, its state_dict; else TorchScript (.pt), or what the handler's
-            own `initialize` loads (.pt2, .onnx, …).
-        extra_files: more files to put in, as index_to_name.json. A folder keeps its name in the archive, so
-            that the handler can import a package. What a folder (or model_dir) should not carry along stays
-            out, with a warning that names it: files with a leading dot (.env, .git), key files (.pem,
-            id_rsa), editors' copies, and links that lead out of the folder, but not a link in model_dir to a
-            file, nor the links of the Hugging Face cache. Such a file is packed if it is named here.
-        config_file: per-model settings (YAML): workers, batching, the handler's own options.
-        requirements_file: pip requirements; TorchServe ignores them unless its config says
-            install_py_dep_per_model=true.
+        files: what goes in; or its fields as keywords: `build_archive("price", handler="price_handler.py")`.
         export_path: the model store; made if it is not there.
         version: the version that clients may ask for, as in /predictions/my_model/1.0.
         archive_format: "zip-store" does not compress: compressing 540 MB took 22 s instead of 1 s, and
@@ -111,26 +93,18 @@ def build_archive(
             by 40 %). "no-archive" writes a folder.
         check_loads: run the handler and the model file, to prove that they load. False for files of others
             whose code must not run on this machine.
+        keywords: the fields of `ModelFiles`, if `files` is left out.
 
     Raises:
         ArchiveError: a file is missing or wrong, two files have one name, the model does not load, or the
             archiver failed.
         PackageMissing: the archiver is not installed.
 
-    >>> build_archive("skeleton", handler="no_such_handler.py")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: There is no handler file no_such_handler.py. Check the path.
+    >>> build_archive("skeleton", handler="handler.py", export_path="build").name
+    'skeleton.mar'
     """
     _check_arguments(name, version, archive_format)
-    inputs = gather(
-        handler,
-        model_dir=model_dir,
-        model_file=model_file,
-        serialized_file=serialized_file,
-        extra_files=extra_files,
-        config_file=config_file,
-        requirements_file=requirements_file,
-    )
+    inputs = gather(ModelFiles.of(files, keywords))
     check(inputs)
     store = check_path("export_path", export_path)
     if store is None:
@@ -151,16 +125,7 @@ def build_archive(
     return archive
 
 
-def lay_out(
-    folder: str | Path,
-    *,
-    handler: str | Path,
-    model_dir: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
-    config_file: str | Path | None = None,
-) -> None:
+def lay_out(folder: str | Path, files: ModelFiles | None = None, **keywords: Unpack[FileKeywords]) -> None:
     """Writes the files that an archive of these files would unpack to, without packing an archive.
 
     The files are copies: what is done to them changes none of yours. Their content is not checked, so that
@@ -168,7 +133,7 @@ def lay_out(
 
     Args:
         folder: the folder to write into; made if it is not there.
-        handler, model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
+        files, keywords: as for `build_archive`.
 
     Raises:
         ArchiveError: a file is missing or can't be read, two have one name, or the folder can't be written.
@@ -179,14 +144,7 @@ def lay_out(
     >>> sorted(file.name for file in folder.iterdir())
     ['MAR-INF', 'handler.py', 'index_to_name.json']
     """
-    inputs = gather(
-        handler,
-        model_dir=model_dir,
-        model_file=model_file,
-        serialized_file=serialized_file,
-        extra_files=extra_files,
-        config_file=config_file,
-    )
+    inputs = gather(ModelFiles.of(files, keywords))
     with writing("The files", Path(folder)):
         _write(Path(folder), inputs)
 
@@ -194,13 +152,10 @@ def lay_out(
 def new_version(
     source: str | Path,
     target: str | Path,
+    files: ModelFiles | None = None,
     *,
     version: str,
-    handler: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    config_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
+    **keywords: Unpack[FileKeywords],
 ) -> None:
     """Copies an unpacked archive as a new version, with edited files in place of their old ones.
 
@@ -210,9 +165,10 @@ def new_version(
     Args:
         source: the unpacked archive.
         target: the folder to make; it may exist already, but must be empty.
+        files: the edited files; or as keywords those that change, without those that stay. New weights
+            replace the old ones, and take their name.
         version: the new version.
-        handler, model_file, serialized_file, config_file, extra_files: the edited files; leave
-            out those that stay. New weights replace the old ones, and take their name.
+        keywords: the fields of `ModelFiles`, but for model_dir.
 
     Raises:
         ArchiveError: a file is missing or wrong, or `source` is no unpacked archive.
@@ -225,13 +181,7 @@ def new_version(
     '1.1'
     """
     manifest = read_manifest(source)
-    edits = {
-        "handler": handler,
-        "modelFile": model_file,
-        "serializedFile": serialized_file,
-        "configFile": config_file,
-    }
-    inputs = gather_version(Path(source), manifest["model"], edits, extra_files)
+    inputs = gather_version(Path(source), manifest["model"], edits_of(files, keywords))
     check(inputs)
     with writing("The new version", Path(target)):
         _write(Path(target), inputs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import yaml
 
@@ -35,14 +35,93 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "vllm_handler": {"vllm": "vllm"},
     "trt_llm_handler": {"tensorrt_llm": "tensorrt-llm", "transformers": "transformers"},
 }
-_SINGLE = ("modelFile", "serializedFile", "configFile", "requirementsFile")  # keys of the manifest
+# Field of ModelFiles → key of the manifest.
+_KEYS: dict[Literal["handler", "model_file", "serialized_file", "config_file", "requirements_file"], str] = {
+    "handler": "handler",
+    "model_file": "modelFile",
+    "serialized_file": "serializedFile",
+    "config_file": "configFile",
+    "requirements_file": "requirementsFile",
+}
 _FETCH_THEIR_MODEL = ("vllm_handler", "trt_llm_handler")  # from a path in the model config
 _TOP_CLASSES = 5  # image_classifier answers with this many, and fails on a model with fewer
 
 
+class FilesAroundHandler(TypedDict, total=False):
+    """The fields of `ModelFiles` but for the handler, as keywords."""
+
+    model_dir: str | Path | None
+    model_file: str | Path | None
+    serialized_file: str | Path | None
+    extra_files: Sequence[str | Path]
+    config_file: str | Path | None
+    requirements_file: str | Path | None
+
+
+class FileKeywords(FilesAroundHandler, total=False):
+    """The fields of `ModelFiles`, as keywords."""
+
+    handler: str | Path | None
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A handler, a model and the files around them: what goes into an archive.
+
+    A model is a folder from `export_model`, or your own: weights with the Python file that defines their
+    class, TorchScript, or any file that the handler loads itself. `build_archive`, `run_handler`,
+    `check_handler` and `TorchServe.redeploy` take a ModelFiles, or its fields as keywords.
+
+    Attributes:
+        handler: a Python file, or the name of one of TorchServe's own handlers ("image_classifier").
+        model_dir: a folder from `export_model`: model.safetensors becomes the serialized file, all other
+            files and folders become extra files. None for another kind of model, or for no model.
+        model_file: the Python file that defines the model's class, and no other class. TorchServe's
+            BaseHandler calls the class without arguments and loads the serialized file into it.
+        serialized_file: with a model file, its state_dict; else TorchScript (.pt), or what the handler's
+            own `initialize` loads (.pt2, .onnx, …).
+        extra_files: more files to put in, as index_to_name.json. A folder keeps its name in the archive, so
+            that the handler can import a package. What a folder (or model_dir) should not carry along stays
+            out, with a warning that names it: files with a leading dot (.env, .git), key files (.pem,
+            id_rsa), editors' copies, and links that lead out of the folder, but not a link in model_dir to a
+            file, nor the links of the Hugging Face cache. Such a file is packed if it is named here.
+        config_file: per-model settings (YAML): workers, batching, the handler's own options.
+        requirements_file: pip requirements; TorchServe ignores them unless its config says
+            install_py_dep_per_model=true.
+
+    >>> ModelFiles("price_handler.py", model_file="price_model.py", serialized_file="weights.pt").handler
+    'price_handler.py'
+    """
+
+    handler: str | Path
+    model_dir: str | Path | None = None
+    model_file: str | Path | None = None
+    serialized_file: str | Path | None = None
+    extra_files: Sequence[str | Path] = ()
+    config_file: str | Path | None = None
+    requirements_file: str | Path | None = None
+
+    @classmethod
+    def of(cls, files: str | Path | ModelFiles | None, keywords: FilesAroundHandler) -> ModelFiles:
+        """Returns the files that a caller gave: as one ModelFiles, or as keywords; a path is the handler.
+
+        Raises:
+            TypeError: both were given, or no handler.
+        """
+        if not isinstance(files, cls):
+            given: Mapping[str, Any] = keywords if files is None else {"handler": files, **keywords}
+            return cls(**given)
+        if both := [name for name, value in keywords.items() if value]:
+            raise TypeError(
+                f"Both a ModelFiles and {', '.join(both)} were given. Put them into the ModelFiles: "
+                "dataclasses.replace(files, …)."
+            )
+        return files
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """The files of one archive.
+    """The files of one archive, each found.
 
     Attributes:
         handler: the path of a Python file, or the name of one of TorchServe's own handlers.
@@ -82,39 +161,24 @@ class Inputs:
         return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in sources)
 
 
-def gather(
-    handler: str | Path,
-    *,
-    model_dir: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
-    config_file: str | Path | None = None,
-    requirements_file: str | Path | None = None,
-) -> Inputs:
+def gather(files: ModelFiles) -> Inputs:
     """Gathers the files of an archive, and checks that each exists and has a name of its own.
 
-    Args:
-        handler, model_dir, model_file, serialized_file, extra_files, config_file, requirements_file: as for
-            `build_archive`. The weights of `model_dir`, model.safetensors, become the serialized file.
-
     Raises:
-        ArchiveError: a file is missing, two have one name, or an argument is no path.
+        ArchiveError: a file is missing, two have one name, or a field is no path.
 
-    >>> gather("handler.py", extra_files=["index_to_name.json"]).extra_files
+    >>> gather(ModelFiles("handler.py", extra_files=["index_to_name.json"])).extra_files
     (PosixPath('index_to_name.json'),)
-    >>> gather("image_clasifier")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: There is no handler 'image_clasifier'. Give the path of a Python file...
     """
+    extra_files = files.extra_files
     if not isinstance(extra_files, Sequence) or isinstance(extra_files, str):
         shown = str(extra_files) if isinstance(extra_files, Path) else extra_files
         raise ArchiveError(f"extra_files is {shown!r:.100}. Give a list of paths.")
     if None in extra_files:
         raise ArchiveError("extra_files has None. Give paths.")
-    weights = check_path("serialized_file", serialized_file)
+    weights = check_path("serialized_file", files.serialized_file)
     extras = [check_path("extra_files", file) for file in extra_files]
-    folder = check_path("model_dir", model_dir)
+    folder = check_path("model_dir", files.model_dir)
     if folder is not None:
         if not folder.is_dir():
             raise ArchiveError(f"There is no model folder {folder}. Make it with export_model.")
@@ -131,24 +195,36 @@ def gather(
         weights = weights or own_weights
         extras = [*(file for file in exported if file not in (own_weights, weights)), *extras]
     inputs = Inputs(
-        _check_handler(handler),
+        _check_handler(files.handler),
         folder,
-        check_path("model_file", model_file),
+        check_path("model_file", files.model_file),
         weights,
         tuple(file for file in extras if file is not None),
-        check_path("config_file", config_file),
-        check_path("requirements_file", requirements_file),
+        check_path("config_file", files.config_file),
+        check_path("requirements_file", files.requirements_file),
     )
     _check_files(inputs)
     return inputs
 
 
-def gather_version(
-    source: Path,
-    model: Mapping[str, Any],
-    edits: Mapping[str, str | Path | None],
-    extra_files: Sequence[str | Path],
-) -> Inputs:
+def edits_of(files: ModelFiles | None, keywords: FileKeywords) -> FileKeywords:
+    """Returns the files that replace those of an earlier version; a file that is not there stays."""
+    if files is None:
+        if keywords.get("model_dir"):
+            raise TypeError("model_dir names a whole model. Give it in a ModelFiles, with the handler.")
+        return keywords
+    inputs = gather(ModelFiles.of(files, keywords))
+    return {
+        "handler": inputs.handler,
+        "model_file": inputs.model_file,
+        "serialized_file": inputs.serialized_file,
+        "extra_files": inputs.extra_files,
+        "config_file": inputs.config_file,
+        "requirements_file": inputs.requirements_file,
+    }
+
+
+def gather_version(source: Path, model: Mapping[str, Any], edits: FileKeywords) -> Inputs:
     """Gathers the files of a new version: those of an unpacked archive, and edited ones in place of the old.
 
     Weights take the place of the old weights, and their name too if both are of one format: a handler that
@@ -157,13 +233,14 @@ def gather_version(
     Args:
         source: the unpacked archive.
         model: the "model" of its manifest.
-        edits: key of the manifest → edited file: handler, modelFile, serializedFile, configFile.
-        extra_files: more files to replace or to add.
+        edits: the edited files.
 
     Raises:
-        ArchiveError: a file is missing, or an argument is no path.
+        ArchiveError: a file is missing, or a field is no path.
     """
-    edited = {key: path for key, file in edits.items() if (path := check_path(key, file)) is not None}
+    given = {key: edits.get(field) for field, key in _KEYS.items()}
+    edited = {key: path for key, file in given.items() if (path := check_path(key, file)) is not None}
+    extra_files = edits.get("extra_files", ())
     extras = [path for file in extra_files if (path := check_path("extra_files", file)) is not None]
     kept = {file.name: file for file in source.iterdir() if file.name not in ("MAR-INF", "__pycache__")}
     weights_name = None
@@ -174,7 +251,9 @@ def gather_version(
         whole = old.name if old else "model.safetensors" if shards else weights.name
         weights_name = whole if weights.suffix == Path(whole).suffix else None
     handler = str(edited.get("handler") or kept.get(model["handler"], model["handler"]))
-    single = {key: edited.get(key) or kept.get(model.get(key, "")) for key in _SINGLE}
+    single = {
+        key: edited.get(key) or kept.get(model.get(key, "")) for key in _KEYS.values() if key != "handler"
+    }
     new = {file.name for file in (*edited.values(), *extras)} | {weights_name}
     used = {Path(handler), *single.values()}
     extras += [file for name, file in kept.items() if name not in new and file not in used]

@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from tutorial_lib.archives.building import lay_out, read_settings, unpack
+from tutorial_lib.archives.model_files import FilesAroundHandler, ModelFiles
 from tutorial_lib.cores import usable_cores
 from tutorial_lib.errors import ArchiveError, TutorialError
 from tutorial_lib.extras import need
@@ -49,16 +50,12 @@ class HandlerReport(Report):
 
 
 def check_handler(
-    handler: str | Path,
+    handler: str | Path | ModelFiles,
     samples: Sequence[Any],
     *,
-    model_dir: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
-    config_file: str | Path | None = None,
     envelope: str | None = None,
     timeout: float = 300,
+    **keywords: Unpack[FilesAroundHandler],
 ) -> HandlerReport:
     """Runs a handler as TorchServe's worker does, in a process of its own, and reports what would go wrong.
 
@@ -80,15 +77,15 @@ def check_handler(
     is then information.
 
     Args:
-        handler: a Python file, the name of one of TorchServe's own handlers, or an archive.
+        handler: the files; or an archive; or the handler alone, a Python file or the name of one of
+            TorchServe's own, with the other fields of `ModelFiles` as keywords.
         samples: one to ten good request bodies, of which two or three are enough, best with different
             answers: JSON values, texts (str), or bytes such as a PNG. `tutorial_lib.testing.Request` makes a
             request with multipart parts or headers.
-        model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`; leave
-            them out for an archive. The batchSize in the model config says whether requests come in batches:
-            1 means that they do not.
         envelope: the server's `service_envelope` setting, as "json"; None for none.
         timeout: seconds that all checks may take.
+        keywords: as for `ModelFiles`; none for an archive. The batchSize in the config_file says whether
+            requests come in batches: 1 means that they do not.
 
     Returns:
         the report; its attribute ok is False if a check failed.
@@ -107,28 +104,22 @@ def check_handler(
     need("serving", "check_handler", "ts", "torch")
     with tempfile.TemporaryDirectory(prefix="check-handler-") as scratch:
         work = Path(scratch).resolve()
-        options = {"model_dir": model_dir, "model_file": model_file, "serialized_file": serialized_file}
-        if _is_archive(handler):
-            if any(options.values()) or extra_files or config_file:
+        if not isinstance(handler, ModelFiles) and _is_archive(handler):
+            if any(keywords.values()):
                 raise ArchiveError(f"{handler} is an archive, and holds its files. Give no others with it.")
             unpack(handler, work / "model")
+            source = Path(handler)
         else:
-            lay_out(
-                work / "model",
-                handler=handler,
-                model_dir=model_dir,
-                model_file=model_file,
-                serialized_file=serialized_file,
-                extra_files=extra_files,
-                config_file=config_file,
-            )
+            files = ModelFiles.of(handler, keywords)
+            lay_out(work / "model", files)
+            source = Path(files.handler)
         job = {
             "folder": str(work / "model"),
             "rows": str(work / "rows"),
             "log": str(work / "log"),
             "samples": sent,
             "envelope": envelope,
-            "sources": [str(Path(handler).resolve().parent), str(Path.cwd())],
+            "sources": [str(source.resolve().parent), str(Path.cwd())],
         }
         (work / "job").write_bytes(pickle.dumps(job))
         status, log = _run(work, timeout)

@@ -6,9 +6,10 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from tutorial_lib.archives.building import lay_out
+from tutorial_lib.archives.model_files import FilesAroundHandler, ModelFiles
 from tutorial_lib.extras import need
 from tutorial_lib.handlers.bodies import Request, check_request, wire_of
 from tutorial_lib.worker import contract as worker
@@ -27,16 +28,12 @@ class HandlerAnswer(NamedTuple):
 
 
 def run_handler(
-    handler: str | Path,
+    handler: str | Path | ModelFiles,
     requests: Sequence[Any],
     *,
-    model_dir: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
-    config_file: str | Path | None = None,
     gpu_id: int | None = None,
     envelope: str | None = None,
+    **keywords: Unpack[FilesAroundHandler],
 ) -> list[HandlerAnswer]:
     """Runs a batch of requests through a handler as TorchServe's worker does, with no server.
 
@@ -45,13 +42,14 @@ def run_handler(
     answer are joined. The whole process works in that folder meanwhile, so run one handler at a time.
 
     Args:
-        handler: the Python file, or the name of one of TorchServe's own handlers ("image_classifier").
+        handler: the files; or the handler alone, a Python file or the name of one of TorchServe's own, with
+            the other fields of `ModelFiles` as keywords.
         requests: a list. Each is a body (a JSON value, a text, or bytes), a `Request`, or what a handler
             gets: a dict with "body" or "data" alone, as [{"body": {"input": ["a text"]}}, …], or a dict with
             bytes by name.
-        model_dir, model_file, serialized_file, extra_files, config_file: as for `build_archive`.
         gpu_id: the GPU that the worker would be given; None for the CPU.
         envelope: the server's `service_envelope` setting, as "json"; None for none.
+        keywords: model_dir, model_file, serialized_file, extra_files, config_file: as for `ModelFiles`.
 
     Returns:
         one answer for each request.
@@ -70,15 +68,7 @@ def run_handler(
     batch = _batch(requests)
     with tempfile.TemporaryDirectory(prefix="handler-") as folder:
         unpacked = Path(folder).resolve()
-        lay_out(
-            unpacked,
-            handler=handler,
-            model_dir=model_dir,
-            model_file=model_file,
-            serialized_file=serialized_file,
-            extra_files=extra_files,
-            config_file=config_file,
-        )
+        lay_out(unpacked, ModelFiles.of(handler, keywords))
         with worker.in_model_folder(unpacked):
             service = worker.load_service(
                 unpacked, "model", gpu_id=gpu_id, batch_size=len(batch), envelope=envelope

@@ -17,11 +17,11 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from tutorial_lib.archives.building import new_version
+from tutorial_lib.archives.model_files import FileKeywords
 from tutorial_lib.clients.management import ManagementClient
 from tutorial_lib.clients.shapes import ModelDescription
 from tutorial_lib.errors import ApiError, NoAnswer, TutorialError, WorkerFailed
@@ -39,12 +39,7 @@ def redeploy(
     log: Path,
     folder: Path,
     model: str,
-    *,
-    handler: str | Path | None = None,
-    model_file: str | Path | None = None,
-    serialized_file: str | Path | None = None,
-    config_file: str | Path | None = None,
-    extra_files: Sequence[str | Path] = (),
+    edits: FileKeywords,
     timeout: float = 120,
 ) -> str:
     """Replaces files of a running model; see `TorchServe.redeploy`.
@@ -53,26 +48,15 @@ def redeploy(
         management: the server's management client.
         log: the file that the server prints to.
         folder: the folder for the new version's files.
-        model, handler, model_file, serialized_file, config_file, extra_files, timeout: as for
-            `TorchServe.redeploy`.
+        model, timeout: as for `TorchServe.redeploy`.
+        edits: the edited files.
 
     Returns:
         the new version.
 
     Raises:
         ApiError, ArchiveError, NoAnswer, TutorialError, WorkerFailed: as for `TorchServe.redeploy`.
-
-    >>> redeploy(ManagementClient("http://127.0.0.1:1"), Path("console.log"), Path("build"), "my_model")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ConnectionFailed: Nothing answers at http://127.0.0.1:1/models/my_model...
     """
-    edits: dict[str, Any] = {
-        "handler": handler,
-        "model_file": model_file,
-        "serialized_file": serialized_file,
-        "config_file": config_file,
-        "extra_files": extra_files,
-    }
     with extra("serving", "redeploy"):
         from filelock import FileLock
     management.describe(model)  # an unknown model, or no server, is an error before anything is written
@@ -82,13 +66,13 @@ def redeploy(
 
 
 def _replace(
-    management: ManagementClient, log: Path, folder: Path, model: str, edits: dict[str, Any], timeout: float
+    management: ManagementClient, log: Path, folder: Path, model: str, edits: FileKeywords, timeout: float
 ) -> str:
     old = management.describe(model)
     taken = {description["modelVersion"] for description in management.describe_all(model)}
     version = next_version(old["modelVersion"], taken)
     source = _unpacked(old)
-    keep_settings = edits["config_file"] is None  # else that file sets the number of workers
+    keep_settings = edits.get("config_file") is None  # else that file sets the number of workers
     target = Path(tempfile.mkdtemp(prefix=f"{model}-{version}-", dir=folder))
     try:
         new_version(source, target, version=version, **edits)

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from tutorial_lib.archives.building import copy_checked, python_files, read_settings
+from tutorial_lib.archives.model_files import FileKeywords, ModelFiles, edits_of
 from tutorial_lib.clients.readiness import Readiness
 from tutorial_lib.clients.tokens import KeyFile, TokenType
 from tutorial_lib.cores import all_cores, usable_cores
@@ -316,13 +318,10 @@ class TorchServe(ModelServer):
     def redeploy(
         self,
         model: str,
+        files: ModelFiles | None = None,
         *,
-        handler: str | Path | None = None,
-        model_file: str | Path | None = None,
-        serialized_file: str | Path | None = None,
-        config_file: str | Path | None = None,
-        extra_files: Sequence[str | Path] = (),
         timeout: float = 120,
+        **keywords: Unpack[FileKeywords],
     ) -> str:
         """Replaces files of a running model by edited ones, without packing its weights again.
 
@@ -337,12 +336,11 @@ class TorchServe(ModelServer):
 
         Args:
             model: the name it is registered as; its default version is the one replaced.
-            handler: the edited Python file.
-            model_file, serialized_file: an edited model.py, or other weights, as for `build_archive`. New
-                weights take the old file's name; replace a model.onnx of the old ones with `extra_files`.
-            config_file: edited per-model settings; without it, settings and workers stay as they are.
-            extra_files: more files to replace or add, as index_to_name.json.
+            files: all files of the model, as for `build_archive`; or as keywords the edited ones alone: those
+                that are left out stay, and so do settings and workers without a config_file. New weights take
+                the old file's name; replace a model.onnx of the old ones with `extra_files`.
             timeout: seconds to wait for the new version, and then the maximum for the old one to finish.
+            keywords: the fields of `ModelFiles`, but for model_dir.
 
         Returns:
             the new version: "1.1" after "1.0".
@@ -361,11 +359,7 @@ class TorchServe(ModelServer):
             self._console_log,
             self._folder / "versions",
             model,
-            handler=handler,
-            model_file=model_file,
-            serialized_file=serialized_file,
-            config_file=config_file,
-            extra_files=extra_files,
+            edits_of(files, keywords),
             timeout=timeout,
         )
 
