@@ -11,7 +11,7 @@ import requests
 
 from tutorial_lib.clients.arguments import check_headers, check_int
 from tutorial_lib.clients.bodies import decode, encode
-from tutorial_lib.clients.client import Client, json_of, model_path
+from tutorial_lib.clients.client import Client, model_path
 from tutorial_lib.clients.transport import parts_of
 
 _MOST_RETRIES = 1000
@@ -68,7 +68,7 @@ class InferenceClient(Client):
             NoAnswer: nothing answers.
             ApiError: the server refuses the call, or what answers is not TorchServe.
         """
-        answer: dict[str, Any] = json_of(self._request("GET", "/ping", timeout=timeout))
+        answer: dict[str, Any] = self._json("GET", "/ping", timeout=timeout)
         return answer
 
     def predict(

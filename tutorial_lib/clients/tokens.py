@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,7 @@ class AccessToken(AuthBase):
     """An access token, in requests' own form of authentication, which .netrc never replaces."""
 
     def __init__(self, token: str) -> None:
-        if not (
-            isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token
-        ):
+        if not isinstance(token, str) or not re.fullmatch(r"[!-~]+( +[!-~]+)*", token):
             raise ValueError("That can't be a token. Take the one of key_file.json, as a text.")
         self._token = token
 
@@ -125,16 +124,10 @@ class KeyFile:
             NoAnswer: it does not answer.
         """
         logger.info("The %s token has expired: %s renews it.", kind, mask(self.management_address))
-        with new_session(self.management_address) as session:
-            send(
-                session,
-                "GET",
-                f"{self.management_address}/token",
-                params={"type": kind},
-                auth=AccessToken(self._read("API")[0]),
-                timeout=DEFAULT_TIMEOUT,
-                verify=self.verify,
-            )
+        url, auth = f"{self.management_address}/token", AccessToken(self._read("API")[0])
+        options: dict[str, Any] = {"timeout": DEFAULT_TIMEOUT, "verify": self.verify}
+        with new_session(url) as session:
+            send(session, "GET", url, params={"type": kind}, auth=auth, **options)
         return self._read(kind)[0]
 
     def _read(self, kind: str) -> tuple[str, bool]:
