@@ -85,11 +85,10 @@ class InferenceClient(Client):
         """Sends one request to a model.
 
         A worker, a replica or a host can be lost while it works on a request. A prediction changes
-        nothing, so it may be sent again, up to `retries` times. The pauses between attempts (see `pauses`)
+        nothing, so it may be sent again, up to `retries` times, after an error that may pass: no answer, a
+        worker that died or was killed, 500, 502, 504, and a 503 because no worker is there. The pauses
         double from 0.1 s to 10 s; each is shortened at random by up to a half, so that clients that were
-        refused together don't return together. A request is sent again after an error that may pass (no
-        answer, a worker that died or was killed, 500, 502, 504, and a 503 because no worker is there), not
-        after an error of the handler (4xx, a 503 "Prediction failed").
+        refused together don't return together.
 
         Args:
             model: the name it is registered as.

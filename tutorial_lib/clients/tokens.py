@@ -53,11 +53,11 @@ def was_refused(error: ApiError) -> bool:
 def tokens_to_try(token: str, renew: Callable[[str], str]) -> Iterator[str]:
     """Yields the access token of a request, and after each refusal the one to send next.
 
-    Another process may renew the token between two steps of this one, so that a new one may be refused too.
+    Another process may renew the token between two steps of this one, so a new one may be refused too.
 
     Args:
         token: the current token.
-        renew: returns a token to use in place of a refused one; the same one if there is no other.
+        renew: returns a token to use in place of a refused one.
 
     >>> list(tokens_to_try("old", lambda refused: "new"))
     ['old', 'new', 'new']
