@@ -55,7 +55,18 @@ class PortInUse(TutorialError):
         )
 
 
-class ServerExited(TutorialError):
+class _Exited(TutorialError):
+    _what: str
+
+    def __init__(self, returncode: int | None, log_tail: str, hint: str = "") -> None:
+        self.returncode, self.log_tail = returncode, log_tail
+        super().__init__(
+            f"{self._what} ended with exit status {returncode}. {hint}".rstrip()
+            + f"\nIts last lines:\n{log_tail or '(it printed nothing)'}"
+        )
+
+
+class ServerExited(_Exited):
     """The server's process ended when it should be running.
 
     Attributes:
@@ -63,13 +74,18 @@ class ServerExited(TutorialError):
         log_tail: the last lines that the server printed.
     """
 
-    def __init__(self, returncode: int | None, log_tail: str, hint: str = "") -> None:
-        self.returncode = returncode
-        self.log_tail = log_tail
-        super().__init__(
-            f"TorchServe ended with exit status {returncode}. {hint}".rstrip()
-            + f"\nIts last lines:\n{log_tail or '(it printed nothing)'}"
-        )
+    _what = "TorchServe"
+
+
+class ContainerExited(_Exited):
+    """A container ended when it should be running.
+
+    Attributes:
+        returncode: its exit status.
+        log_tail: the last lines that it printed.
+    """
+
+    _what = "The container"
 
 
 class StartTimeout(TutorialError):
@@ -149,22 +165,6 @@ class EngineError(TutorialError):
 
 class ImageError(TutorialError):
     """An image could not be built, pushed or pulled, or is not there."""
-
-
-class ContainerExited(TutorialError):
-    """A container ended when it should be running.
-
-    Attributes:
-        returncode: its exit status.
-        log_tail: the last lines that it printed.
-    """
-
-    def __init__(self, returncode: int, log_tail: str, hint: str = "") -> None:
-        self.returncode, self.log_tail = returncode, log_tail
-        super().__init__(
-            f"The container ended with exit status {returncode}. {hint}".rstrip()
-            + f"\nIts last lines:\n{log_tail or '(it printed nothing)'}"
-        )
 
 
 class OutOfMemory(TutorialError):

@@ -27,14 +27,10 @@ class Body(NamedTuple):
 
 
 def decode(content: bytes, content_type: str | None) -> Any:
-    """Decodes an answer's body to a Python value.
+    """Decodes an answer's body: JSON, else text, else bytes.
 
-    TorchServe sends a content type only if the handler set one. If there is a content type, it decides; if
-    there is none, the bytes decide ("application/octet-stream" counts as none).
-
-    Returns:
-        The value of the JSON; a str if the body is not JSON, or the content type is text or XML; the bytes
-        if the body is no text, or the content type is another one, as image/png.
+    TorchServe sends a content type only if the handler set one. If there is none (or
+    "application/octet-stream"), the bytes decide. A body of another type, as image/png, stays bytes.
 
     >>> decode(b'["Positive"]', None), decode(b'["Positive"]', "text/plain"), decode(b"\\x89PNG", None)
     (['Positive'], '["Positive"]', b'\\x89PNG')
@@ -61,10 +57,6 @@ def decode(content: bytes, content_type: str | None) -> Any:
 def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
     """Makes a request's body from the arguments of `predict`.
 
-    Args:
-        data: bytes, a file, a str, or what JSON can hold; beside `files`, a dict of form fields.
-        files: multipart parts by name, as for `predict`.
-
     Raises:
         ValueError: the data or the files can't be sent.
 
@@ -90,21 +82,20 @@ def encode(data: Any = None, files: Mapping[str, Any] | None = None) -> Body:
 
 def _multipart(data: Any, files: Mapping[str, Any]) -> Body:
     """Reads and encodes the files once, so that a second attempt sends the same."""
-    parts = list(_each("files", files, _is_part, _PART_ADVICE))
-    fields = list(_each("data", data, _is_field, _FIELD_ADVICE)) if data is not None else []
-    try:
-        request = requests.Request("POST", "http://localhost", data=fields, files=parts).prepare()
-        assert isinstance(request.body, bytes)
-        return Body(request.body, request.headers["Content-Type"])
-    except (TypeError, ValueError, AttributeError, OSError) as error:
-        raise invalid_argument("files", files, _PART_ADVICE) from error
+    parts = list(_pairs("files", files, _is_part, _PART_ADVICE))
+    if not parts:
+        raise invalid_argument("files", files, _PART_ADVICE)
+    fields = list(_pairs("data", {} if data is None else data, _is_field, _FIELD_ADVICE))
+    request = requests.Request("POST", "http://localhost", data=fields, files=parts).prepare()
+    assert isinstance(request.body, bytes)
+    return Body(request.body, request.headers["Content-Type"])
 
 
-def _each(
+def _pairs(
     what: str, given: Any, is_right: Callable[[object], bool], advice: str
 ) -> Iterator[tuple[str, Any]]:
     """Yields name and value of each part or field; raises ValueError for what would be lost or misread."""
-    if not isinstance(given, Mapping) or (what == "files" and not given):
+    if not isinstance(given, Mapping):
         raise invalid_argument(what, given, advice)
     for name, values in given.items():
         values = values if isinstance(values, list) else [values]

@@ -7,7 +7,6 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Self
 
 import requests
@@ -103,6 +102,24 @@ class Client:
         assert refusal is not None
         raise refusal
 
+    def _json(self, method: str, path: str, key: str | int | None = None, **options: Any) -> Any:
+        """Makes one call, and returns the answer's JSON.
+
+        Args:
+            key: what TorchServe's answer must have: a dict's key, or 0 for a list that is not empty.
+
+        Raises:
+            ApiError: a proxy or another program answers on that port.
+        """
+        response = self._request(method, path, **options)
+        try:
+            answer = response.json()
+            if key is not None:
+                answer[key]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise not_torchserve(response) from error
+        return answer
+
     def close(self) -> None:
         """Closes the connections; the next call opens a new one."""
         self._session.close()
@@ -110,12 +127,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -127,22 +139,6 @@ def pauses(retries: int, chance: random.Random = _CHANCE) -> Iterator[float]:
     """
     for attempt in range(retries):
         yield chance.uniform(0.5, 1) * min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)
-
-
-def json_of(response: requests.Response, key: str | int | None = None) -> Any:
-    """Returns the answer's JSON; raises ApiError if a proxy or another program answers on that port.
-
-    Args:
-        response: the answer.
-        key: what TorchServe's answer must have: a dict's key, or 0 for a list that is not empty.
-    """
-    try:
-        answer = response.json()
-        if key is not None:
-            answer[key]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise not_torchserve(response) from error
-    return answer
 
 
 def not_torchserve(response: requests.Response) -> ApiError:

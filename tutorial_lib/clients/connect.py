@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from tutorial_lib.clients.inference import InferenceClient
@@ -41,12 +40,12 @@ def connect(
     tokens = token if isinstance(token, Mapping) else {"inference": token, "management": token}
     if unknown := tokens.keys() - {"inference", "management"}:
         raise ValueError(f"token has {', '.join(map(repr, unknown))}. Give 'inference' and 'management'.")
-    inference, managing = tokens.get("inference"), tokens.get("management")
+    inference = tokens.get("inference")
     return ConnectedServer(
         InferenceClient(address, token=inference, verify=verify),
-        None if management is None else ManagementClient(management, token=managing, verify=verify),
-        None if metrics is None else MetricsClient(metrics, token=inference, verify=verify),
-        {kind: one for kind, one in tokens.items() if one is not None},
+        ManagementClient(management, token=tokens.get("management"), verify=verify) if management else None,
+        MetricsClient(metrics, token=inference, verify=verify) if metrics else None,
+        tokens,
     )
 
 
@@ -63,10 +62,10 @@ class ConnectedServer:
         inference: InferenceClient,
         management: ManagementClient | None,
         metrics: MetricsClient | None,
-        tokens: Mapping[TokenType, Token],
+        tokens: Mapping[TokenType, Token | None],
     ) -> None:
         self.inference = inference
-        self.token_auth = "inference" in tokens
+        self.token_auth = tokens.get("inference") is not None
         self._management, self._metrics, self._tokens = management, metrics, tokens
 
     @property
@@ -129,12 +128,7 @@ class ConnectedServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ import requests
 
 from tutorial_lib.clients.arguments import check_headers, check_int
 from tutorial_lib.clients.bodies import decode, encode
-from tutorial_lib.clients.client import Client, json_of, model_path
+from tutorial_lib.clients.client import Client, model_path
 from tutorial_lib.clients.transport import parts_of
 
 _MOST_RETRIES = 1000
@@ -68,7 +68,7 @@ class InferenceClient(Client):
             NoAnswer: nothing answers.
             ApiError: the server refuses the call, or what answers is not TorchServe.
         """
-        answer: dict[str, Any] = json_of(self._request("GET", "/ping", timeout=timeout))
+        answer: dict[str, Any] = self._json("GET", "/ping", timeout=timeout)
         return answer
 
     def predict(
@@ -85,11 +85,10 @@ class InferenceClient(Client):
         """Sends one request to a model.
 
         A worker, a replica or a host can be lost while it works on a request. A prediction changes
-        nothing, so it may be sent again, up to `retries` times. The pauses between attempts (see `pauses`)
+        nothing, so it may be sent again, up to `retries` times, after an error that may pass: no answer, a
+        worker that died or was killed, 500, 502, 504, and a 503 because no worker is there. The pauses
         double from 0.1 s to 10 s; each is shortened at random by up to a half, so that clients that were
-        refused together don't return together. A request is sent again after an error that may pass (no
-        answer, a worker that died or was killed, 500, 502, 504, and a 503 because no worker is there), not
-        after an error of the handler (4xx, a 503 "Prediction failed").
+        refused together don't return together.
 
         Args:
             model: the name it is registered as.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tutorial_lib.clients.arguments import MAXIMUM, check_int, check_seconds, invalid_argument, quote_path
-from tutorial_lib.clients.client import Client, json_of, model_path
+from tutorial_lib.clients.client import Client, model_path
 from tutorial_lib.clients.shapes import ModelDescription, ModelEntry, ModelPage, Status
 from tutorial_lib.clients.tokens import TokenType
 from tutorial_lib.errors import ApiError, TimedOut, is_stop_during_batch
@@ -51,7 +51,7 @@ class ManagementClient(Client):
             "limit": check_int("limit", limit, 1, _PAGE),
             "next_page_token": check_int("next_page_token", int(next_page_token), 0, MAXIMUM - _PAGE),
         }
-        page: ModelPage = json_of(self._request("GET", "/models", params=params), "models")
+        page: ModelPage = self._json("GET", "/models", "models", params=params)
         return page
 
     def describe(
@@ -69,13 +69,12 @@ class ManagementClient(Client):
         if version == "all":
             raise invalid_argument("version", version, "Ask describe_all for every version.")
         params = {"customized": "true"} if customized else {}
-        response = self._request("GET", model_path(model, version), params=params)
-        answer: list[ModelDescription] = json_of(response, 0)
+        answer: list[ModelDescription] = self._json("GET", model_path(model, version), 0, params=params)
         return answer[0]
 
     def describe_all(self, model: str) -> list[ModelDescription]:
         """Describes every version of a model."""
-        answer: list[ModelDescription] = json_of(self._request("GET", f"{model_path(model)}/all"), 0)
+        answer: list[ModelDescription] = self._json("GET", f"{model_path(model)}/all", 0)
         return answer
 
     def register(
@@ -126,6 +125,7 @@ class ManagementClient(Client):
         if runtime is not None and runtime not in get_args(Runtime):
             raise invalid_argument("runtime", runtime, f"Give one of {', '.join(get_args(Runtime))}.")
         numbers = {
+            "initial_workers": (initial_workers, 0),
             "batch_size": (batch_size, 1),
             "max_batch_delay": (max_batch_delay, 0),
             "response_timeout": (response_timeout, 1),
@@ -134,14 +134,12 @@ class ManagementClient(Client):
         params = {
             "url": url,
             "model_name": None if model is None else quote_path("model", model),
-            "initial_workers": check_int("initial_workers", initial_workers, 0),
-            **{k: None if n is None else check_int(k, n, minimum) for k, (n, minimum) in numbers.items()},
+            **{name: check_int(name, n, least) for name, (n, least) in numbers.items() if n is not None},
             "handler": handler,
             "runtime": runtime,
             "synchronous": str(wait).lower(),
         }
-        response = self._request("POST", "/models", params=params, timeout=timeout)
-        status: Status = json_of(response, "status")
+        status: Status = self._json("POST", "/models", "status", params=params, timeout=timeout)
         return status
 
     def scale(
@@ -166,7 +164,8 @@ class ManagementClient(Client):
             timeout: seconds to wait.
 
         Raises:
-            ApiError: the server refused, or `timeout` passed.
+            ApiError: the server refused.
+            TimedOut: not enough workers were READY in time.
         """
         minimum = check_int("min_worker", min_worker, 0)
         maximum = minimum if max_worker is None else check_int("max_worker", max_worker, 0)
@@ -174,16 +173,16 @@ class ManagementClient(Client):
             raise invalid_argument("max_worker", maximum, f"Give at least min_worker, which is {minimum}.")
         deadline = time.monotonic() + check_seconds(timeout)
         params = {"min_worker": minimum, "max_worker": maximum}
+        path = model_path(model, version)
         while True:
             try:
-                response = self._request("PUT", model_path(model, version), params=params, timeout=timeout)
+                status: Status = self._json("PUT", path, "status", params=params, timeout=timeout)
                 break
             except ApiError as error:
                 if not is_stop_during_batch(error) or time.monotonic() > deadline:
                     raise
                 # The worker that TorchServe was stopping is off its list; the others need one more call.
                 time.sleep(0.1)
-        status: Status = json_of(response, "status")
         while wait:
             workers = self.describe(model, version)["workers"]
             ready = sum(worker["status"] == "READY" for worker in workers)
@@ -197,7 +196,7 @@ class ManagementClient(Client):
     def set_default(self, model: str, version: str) -> Status:
         """Makes a version the default one, which answers at /predictions/<model>."""
         path = f"{model_path(model)}/{quote_path('version', version)}/set-default"
-        status: Status = json_of(self._request("PUT", path), "status")
+        status: Status = self._json("PUT", path, "status")
         return status
 
     def unregister(self, model: str, version: str | None = None) -> Status:
@@ -210,5 +209,5 @@ class ManagementClient(Client):
             ApiError: 404 if the version is not there, 403 if it is the default among several, 405 if
                 model_api is off; 500 if TorchServe stumbled over a busy worker.
         """
-        status: Status = json_of(self._request("DELETE", model_path(model, version)), "status")
+        status: Status = self._json("DELETE", model_path(model, version), "status")
         return status

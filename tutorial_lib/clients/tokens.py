@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,7 @@ class AccessToken(AuthBase):
     """An access token, in requests' own form of authentication, which .netrc never replaces."""
 
     def __init__(self, token: str) -> None:
-        if not (
-            isinstance(token, str) and token.isascii() and token.isprintable() and token.strip() == token
-        ):
+        if not isinstance(token, str) or not re.fullmatch(r"[!-~]+( +[!-~]+)*", token):
             raise ValueError("That can't be a token. Take the one of key_file.json, as a text.")
         self._token = token
 
@@ -54,11 +53,11 @@ def was_refused(error: ApiError) -> bool:
 def tokens_to_try(token: str, renew: Callable[[str], str]) -> Iterator[str]:
     """Yields the access token of a request, and after each refusal the one to send next.
 
-    Another process may renew the token between two steps of this one, so that a new one may be refused too.
+    Another process may renew the token between two steps of this one, so a new one may be refused too.
 
     Args:
         token: the current token.
-        renew: returns a token to use in place of a refused one; the same one if there is no other.
+        renew: returns a token to use in place of a refused one.
 
     >>> list(tokens_to_try("old", lambda refused: "new"))
     ['old', 'new', 'new']
@@ -125,16 +124,10 @@ class KeyFile:
             NoAnswer: it does not answer.
         """
         logger.info("The %s token has expired: %s renews it.", kind, mask(self.management_address))
-        with new_session(self.management_address) as session:
-            send(
-                session,
-                "GET",
-                f"{self.management_address}/token",
-                params={"type": kind},
-                auth=AccessToken(self._read("API")[0]),
-                timeout=DEFAULT_TIMEOUT,
-                verify=self.verify,
-            )
+        url, auth = f"{self.management_address}/token", AccessToken(self._read("API")[0])
+        options: dict[str, Any] = {"timeout": DEFAULT_TIMEOUT, "verify": self.verify}
+        with new_session(url) as session:
+            send(session, "GET", url, params={"type": kind}, auth=auth, **options)
         return self._read(kind)[0]
 
     def _read(self, kind: str) -> tuple[str, bool]:
