@@ -279,7 +279,7 @@ def test_too_little_memory_is_a_sentence(image: Image) -> None:
 
 
 def test_too_few_processes_are_a_sentence(image: Image) -> None:
-    with pytest.raises(ContainerExited, match="limit on processes and threads is too small: .*pids-limit"):
+    with pytest.raises(ContainerExited, match=r"limit on processes and threads is too small: .*pids-limit"):
         Container(image, options=["--pids-limit=20"]).start()
 
 
