@@ -395,10 +395,8 @@ _TOO_MANY_THREADS = (
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
     "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
-    r"unable to create native thread|pthread_create failed|can't start new thread|hread creation failed": (
-        _TOO_MANY_THREADS
-    ),
-    r"(fork|error=11|Errno 11).*Resource temporarily unavailable": _TOO_MANY_THREADS,
+    "unable to create native thread|pthread_create failed|[Tt]hread creation failed": _TOO_MANY_THREADS,
+    r"can't start new thread|(fork|error=11|Errno 11).*temporarily unavailable": _TOO_MANY_THREADS,
     "No space left on device": "A disk is full, or has no room for more files: free some. For the temporary "
     "folder, TMPDIR may name another disk, with a short path.",
     "Too many open files": "It may not open more files: raise the limit (ulimit -n).",

@@ -46,11 +46,10 @@ class Engine:
         cwd: Path | None = None,
         with_stderr: bool = False,
     ) -> str:
-        """Runs one command, in the folder `cwd`, and returns its standard output, and stderr if asked for.
+        """Runs one command, in the folder `cwd`, and returns its output.
 
         Raises:
-            EngineError: the command failed, or took longer than `timeout` seconds. The message has its
-                output.
+            EngineError: the command failed, or took longer than `timeout` seconds.
         """
         stderr = subprocess.STDOUT if with_stderr else subprocess.PIPE
         with self._open(arguments, stderr=stderr, cwd=cwd) as process:
@@ -66,11 +65,7 @@ class Engine:
         return output.strip()
 
     def stream(self, *arguments: str) -> str:
-        """Runs one command, prints its lines as they come, and returns them.
-
-        Raises:
-            EngineError: the command failed. Its lines are printed already, so the error has only the last.
-        """
+        """Does as `run`, with no limit of time, and prints the lines as they come."""
         lines: list[str] = []
         with self._open(arguments, stderr=subprocess.STDOUT) as process:
             try:
@@ -101,9 +96,8 @@ class Engine:
         if process.returncode:
             output = _last_lines(output)
             if "no space left on device" in output.lower():  # which any command can meet
-                output += (
-                    f"\nThe disk is full: `{self.name} system prune` removes what no image needs any more."
-                )
+                prune = f"{self.name} system prune"
+                output += f"\nThe disk is full: `{prune}` removes what no image needs any more."
             raise EngineError(f"{self.name} {arguments[0]}", output)
 
     def variables(self) -> dict[str, str]:
@@ -174,8 +168,7 @@ def find_engine() -> Engine:
     If CONTAINER_ENGINE (a name or a path) is set, only that program is tried.
 
     Raises:
-        EngineNotFound: no engine is installed, or none works. The message says which were tried, what they
-            printed, and what to do.
+        EngineNotFound: no engine is installed, or none works.
     """
     wanted = os.environ.get("CONTAINER_ENGINE")
     tried = []
@@ -199,7 +192,7 @@ def find_engine() -> Engine:
 
 
 def _last_lines(output: str) -> str:
-    """Returns what an engine printed, without the log lines that podman adds if no systemd runs.
+    """Returns an engine's output without the log lines that podman adds if no systemd runs.
 
     >>> _last_lines('time="2026-01-01" level=error msg="unable to get systemd connection"\\nError: no space')
     'Error: no space'

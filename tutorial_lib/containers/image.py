@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tutorial_lib.archives.building import check_files, copy_checked, read_manifest
+from tutorial_lib.archives.reading import check_files, copy_checked, read_manifest
 from tutorial_lib.containers.engine import ANSWER_TIMEOUT, Engine, find_engine
 from tutorial_lib.containers.packages import check_packages, refuse_passwords, requirements
 from tutorial_lib.course_files import course_file
@@ -25,10 +24,7 @@ BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
 LOCAL_BASE_IMAGE = "localhost/debian:bookworm-slim"  # deploy/image/base-image.sh makes it, with no registry
 
 _STAGED_ARCHIVE = "model_store/model.mar"  # in the build context
-_PIP_SETTINGS = (
-    *("index-url", "extra-index-url", "find-links"),
-    *("trusted-host", "cert", "proxy", "default-timeout"),
-)
+_PIP_SETTINGS = "index-url|extra-index-url|find-links|trusted-host|cert|proxy|default-timeout"
 _logger = logging.getLogger(__name__)
 
 # What a failed build's last lines mean. The first row that matches wins.
@@ -38,9 +34,8 @@ _BUILD_HINTS = {
         "The base image {base} can't be fetched: is its registry within reach? Where there is none, "
         "deploy/image/base-image.sh makes one from Debian's packages, or name one with base=."
     ),
-    "No matching distribution|Could not find a version": (
-        "pip found no package: see `pip config list`, whose settings the build uses."
-    ),
+    "No matching distribution|Could not find a version": "pip found no package: see `pip config list`, whose "
+    "settings the build uses.",
     "conflicting dependencies|ResolutionImpossible": (
         "A package of packages= or of the archive's requirements file wants versions that others, or the "
         "course's constraints.txt, exclude."
@@ -90,9 +85,9 @@ class Image:
         """Builds an archive's image from the course's deploy/image/Dockerfile, and prints the build's lines.
 
         The image has what the course's handler imports, the packages of the archive's own requirements file,
-        onnxruntime if the archive has a model in ONNX's format, and `packages`; constraints.txt decides the
-        versions. This machine's pip settings (index, certificates, a folder of wheels) go into the build as
-        secrets: the build can use them, and they are not in the image.
+        onnxruntime for a model in ONNX's format, and `packages`, in the versions of constraints.txt. The
+        build can use this machine's pip settings (index, certificates, a folder of wheels); the image lacks
+        them.
 
         Args:
             name: the image's name and tag.
@@ -107,8 +102,7 @@ class Image:
         Raises:
             ArchiveError: there is no such archive, or it is broken.
             EngineNotFound: no engine is installed, or none works.
-            ImageError: the archive is not a .mar, the base image can't be fetched, the disk is full, or a
-                step failed.
+            ImageError: the archive is not a .mar, or a step failed.
             TypeError, ValueError: packages is no list, or has something other than packages.
         """
         wanted = check_packages(packages)
@@ -122,35 +116,27 @@ class Image:
         engine = engine or find_engine()
         if base is None:
             base = LOCAL_BASE_IMAGE if engine.has_image(LOCAL_BASE_IMAGE) else BASE_IMAGE
-        arguments = {
-            "BASE_IMAGE": base,
-            "MODEL_NAME": model,
-            "MODEL_ARCHIVE": _STAGED_ARCHIVE,
-            **(build_args or {}),
-        }
+        arguments = {"BASE_IMAGE": base, "MODEL_NAME": model, "MODEL_ARCHIVE": _STAGED_ARCHIVE}
+        arguments |= build_args or {}
         refuse_passwords(arguments)
         _logger.info("building the image %s around %s", name, archive)
         with _pip_options(arguments) as options, _build_context(Path(archive), wanted, sha256) as context:
-            settings = [f"--build-arg={key}={value}" for key, value in arguments.items()]
-            dockerfile = context / "deploy" / "image" / "Dockerfile"
+            options += [f"--build-arg={key}={value}" for key, value in arguments.items()]
+            options += ["--file", str(context / "deploy" / "image" / "Dockerfile"), str(context)]
             try:
-                engine.stream(
-                    *("build", "--tag", name, *engine.build_options, *options, *settings),
-                    *("--file", str(dockerfile), str(context)),
-                )
+                engine.stream("build", "--tag", name, *engine.build_options, *options)
             except EngineError as error:
                 hint = next(hint for words, hint in _BUILD_HINTS.items() if re.search(words, error.output))
-                raise ImageError(
-                    f"The image was not built. {hint.format(base=base)}\n{error.output}"
-                ) from error
+                hint = hint.format(base=base)
+                raise ImageError(f"The image was not built. {hint}\n{error.output}") from error
         return cls(name, engine)
 
     def layers(self) -> list[Layer]:
         """Returns the layers that add bytes, from the base up."""
         listed = self.engine.run("history", "--no-trunc", "--format", "{{.Size}}\t{{.CreatedBy}}", self.name)
-        rows = [line.partition("\t") for line in listed.splitlines()]
-        layers = [Layer(_megabytes(size), _instruction(made_by)) for size, _, made_by in rows]
-        return [layer for layer in reversed(layers) if layer.megabytes > 0]
+        rows = (line.partition("\t") for line in reversed(listed.splitlines()))
+        layers = (Layer(_megabytes(size), _instruction(made_by)) for size, _, made_by in rows)
+        return [layer for layer in layers if layer.megabytes > 0]
 
     @property
     def megabytes(self) -> float:
@@ -176,10 +162,8 @@ class Image:
         try:
             self.engine.run(verb, *self.engine.transfer_options(tls_verify), target, timeout=None)
         except EngineError as error:
-            hint = (
-                f"Is its registry up, are you logged in there ({self.engine.name} login), and does the name "
-                "exist?"
-            )
+            login = f"{self.engine.name} login"
+            hint = f"Is its registry up, are you logged in there ({login}), and does the name exist?"
             if "no space left" in error.output.lower():
                 hint = ""  # the engine's error says what to do
             raise ImageError(f"The {verb} of {target} failed. {hint}\n{error.output}") from error
@@ -195,13 +179,7 @@ def _build_context(archive: Path, packages: Sequence[str], sha256: str | None) -
             shutil.copy2(course_file(name), root / name)
         staged = root / _STAGED_ARCHIVE
         staged.parent.mkdir()
-        if sha256 is None:
-            try:
-                os.link(archive.resolve(), staged)
-            except OSError:  # the archive is on another disk
-                shutil.copy2(archive, staged)
-        else:
-            copy_checked(archive, staged, sha256)
+        copy_checked(archive, staged, sha256)
         lines = requirements(staged, packages)  # of the archive that was checked
         refuse_passwords({"packages, or the archive's requirements file,": "\n".join(lines)})
         with (root / "deploy" / "image" / "requirements.txt").open("a", encoding="utf-8") as file:
@@ -244,9 +222,8 @@ def _pip_settings() -> dict[str, str]:
         timeout=ANSWER_TIMEOUT,
     )
     lines = sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:"))
-    found = (re.fullmatch(r"(?:global|install|:env:)\.([a-z-]+)='(.+)'", line) for line in lines)
-    values = {match[1]: match[2].replace("\\n", " ").strip() for match in found if match}
-    return {key: value for key, value in values.items() if key in _PIP_SETTINGS}
+    found = (re.fullmatch(rf"(?:global|install|:env:)\.({_PIP_SETTINGS})='(.+)'", line) for line in lines)
+    return {match[1]: match[2].replace("\\n", " ").strip() for match in found if match}
 
 
 def _megabytes(size: str) -> float:
