@@ -90,13 +90,13 @@ def remove_folder(folder: Path) -> None:
 def orphans(engine: str = "") -> Iterator[Path]:
     """Yields the folders of this user whose owners are dead; each belongs to this process until the next one.
 
-    Args:
-        engine: yield only the folders of containers that this engine runs; "": only those of no container.
+    With an engine: only the folders of containers that the engine runs; without: those of no container.
     """
     for folder in Path(tempfile.gettempdir()).resolve().glob("ts-*"):
         if _claim(folder):
             try:
-                if _engine(folder) == engine:
+                file = folder / _ENGINE_FILE
+                if (file.read_text(encoding="utf-8") if file.exists() else "") == engine:
                     yield folder
             finally:
                 _release(folder)
@@ -112,10 +112,8 @@ def reap_orphans() -> None:
 def remove_if_orphan(folder: Path, patience: float = 0) -> None:
     """Removes a server's folder if its owner is dead; for the processes that end after their owner.
 
-    Args:
-        folder: the server's folder.
-        patience: seconds to wait for the lock. A process that ends closes its files one after the other, so
-            its pipes may be closed before its lock is released.
+    A process that ends closes its files one after the other, so its pipes may be closed before its lock is
+    released: `patience` is how many seconds to wait for the lock.
     """
     deadline = time.monotonic() + patience
     while not (is_orphan := _claim(folder)) and time.monotonic() < deadline:
@@ -127,11 +125,6 @@ def remove_if_orphan(folder: Path, patience: float = 0) -> None:
 def set_engine(folder: Path, engine: str) -> None:
     """Writes down that a folder is a container's: only a process that uses the engine may remove it."""
     (folder / _ENGINE_FILE).write_text(engine, encoding="utf-8")
-
-
-def _engine(folder: Path) -> str:
-    path = folder / _ENGINE_FILE
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _own(folder: Path) -> None:
@@ -235,12 +228,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def mark_fork(folder: Path, pid: int) -> None:
-    """Leaves a file by which `processes_of` knows a fork. (The system shows its parent's variables.)
-
-    Args:
-        folder: the TEMP that the fork sets for itself.
-        pid: the fork's process id.
-    """
+    """Leaves a file by which `processes_of` knows a fork, whose TEMP the system does not show."""
     with contextlib.suppress(OSError):  # the fork, or the folder, is gone already
         _fork_file(folder, pid).touch()
 

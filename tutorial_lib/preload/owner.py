@@ -82,11 +82,7 @@ def preloaded(*packages: str) -> Iterator[None]:
 
 
 def check_packages(packages: Sequence[str]) -> None:
-    """Checks that the packages to preload are installed.
-
-    Raises:
-        PackageMissing: one of them is not.
-    """
+    """Raises PackageMissing if one of the packages to preload is not installed."""
     for package in packages:
         if find_spec(package.partition(".")[0]) is None:
             raise PackageMissing("preloading", package, package)
@@ -108,12 +104,7 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
 
 
 def python_for(folder: Path, environment: Mapping[str, str]) -> str:
-    """Returns the program that a server starts workers with: Python, or one that requests forks.
-
-    Args:
-        folder: the server's folder, where the program is written.
-        environment: the server's variables.
-    """
+    """Returns the program that starts workers: Python, or one in the server's folder that requests forks."""
     if VARIABLE not in environment or not POSSIBLE:
         return sys.executable
     python = folder / "python"

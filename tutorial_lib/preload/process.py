@@ -179,8 +179,7 @@ def _preload(modules: list[str]) -> None:
 def main(path: list[str]) -> None:
     """Imports modules, then forks workers until the owner ends; sys.argv names the folder and the modules.
 
-    Args:
-        path: the sys.path of a new Python process, without its script's folder and PYTHONPATH.
+    `path` is the sys.path of a new Python process, without its script's folder and PYTHONPATH.
     """
     folder, *modules = sys.argv[1:]
     forks = _Forks(Path(folder), path)

@@ -19,7 +19,6 @@ from typing import Any
 
 VARIABLE = "TUTORIAL_LIB_PRELOADED"  # the preloading process's folder
 WORKER = "model_service_worker.py"
-LIMIT = 8_000_000  # bytes of a message; a process's variables need a few thousand
 
 # Libraries read variables with these prefixes only once, when they are imported.
 READ_AT_IMPORT = (
@@ -78,7 +77,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """
     head, streams, _, _ = socket.recv_fds(connection, 4, 3)
     size = int.from_bytes(head, "big")
-    body = connection.recv(size, socket.MSG_WAITALL) if len(head) == 4 and size < LIMIT else b""
+    body = connection.recv(size, socket.MSG_WAITALL)
     if not body or len(body) != size:
         raise EOFError
     return json.loads(body), streams

@@ -26,22 +26,13 @@ _LOADED_BEFORE = {*sys.stdlib_module_names, "numpy", "packaging", "psutil", "tor
 
 
 class Reply(NamedTuple):
-    """The reply to one request of a batch.
-
-    Attributes:
-        status: HTTP status code.
-        headers: the headers that the handler set.
-        body: what the handler returned, encoded; empty if TorchServe answers in its place. For a streamed
-            answer, all chunks joined, as a client reads them.
-        error: TorchServe's message if the whole batch failed ("Prediction failed"); else None.
-        chunks: the parts of a streamed answer before the last one; else ().
-    """
+    """The reply to one request of a batch."""
 
     status: int
-    headers: dict[str, str]
-    body: bytes
-    error: str | None
-    chunks: tuple[bytes, ...] = ()
+    headers: dict[str, str]  # those that the handler set
+    body: bytes  # what the handler returned, encoded; of a streamed answer all parts, as a client reads them
+    error: str | None  # TorchServe's message if the whole batch failed ("Prediction failed")
+    chunks: tuple[bytes, ...] = ()  # the parts of a streamed answer before the last one
 
 
 class Headers(dict[str, Any]):
