@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tutorial_lib.archives.building import python_files, read_manifest
@@ -211,37 +212,30 @@ def predict(
 
     Args:
         service: from `load_service`.
-        batch: from `request`.
-        on_chunk: called when the handler sends a part of a streamed answer, except the last part, with the
-            request's index and the part.
+        batch: each from `request`.
+        on_chunk: called with a request's index and a part of its streamed answer, except for the last part.
 
     Raises:
         BaseException: what would end TorchServe's worker: `sys.exit`, or an answer that can't be encoded.
     """
-    stream = _Stream(on_chunk)
-    service.set_cl_socket(stream)
+    parts: list[list[bytes]] = []
+
+    def sendall(message: bytes) -> None:
+        part = _decode(bytes(message))
+        parts.append([reply.body for reply in part])
+        for index, reply in enumerate(part):
+            if on_chunk:
+                on_chunk(index, reply)
+
+    # A handler that streams sends each part of its answers to the worker's socket.
+    service.set_cl_socket(SimpleNamespace(sendall=sendall))
     replies = _decode(bytes(service.predict(list(batch))))
-    if not stream.parts:
-        return replies
-    streamed = []
-    for reply, chunks in zip(replies, zip(*stream.parts, strict=True), strict=True):
-        streamed.append(reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks))
-    return streamed
-
-
-class _Stream:
-    """Replaces the worker's socket, to which a handler that streams sends each part of its answers."""
-
-    def __init__(self, on_chunk: Callable[[int, Reply], None] | None) -> None:
-        self.parts: list[list[bytes]] = []
-        self._on_chunk = on_chunk
-
-    def sendall(self, message: bytes) -> None:
-        replies = _decode(bytes(message))
-        self.parts.append([reply.body for reply in replies])
-        for index, reply in enumerate(replies):
-            if self._on_chunk:
-                self._on_chunk(index, reply)
+    if parts:
+        replies = [
+            reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks)
+            for reply, chunks in zip(replies, zip(*parts, strict=True), strict=True)
+        ]
+    return replies
 
 
 def _decode(message: bytes) -> list[Reply]:
