@@ -157,11 +157,8 @@ class Frontend:
             raise HTTPError(404, "ModelVersionNotFoundException", message)
 
     async def _infer(self, request: Request, id: str, extra: dict[str, str], version: str) -> Response:
-        labels = {
-            "model_name": self._model.name,
-            "model_version": version,
-            "hostname": self._host["Hostname"],
-        }
+        hostname = self._host["Hostname"]
+        labels = {"model_name": self._model.name, "model_version": version, "hostname": hostname}
         self._metrics.update("ts_inference_requests_total", labels)
         began = time.monotonic()
         if self._batches.ended:
