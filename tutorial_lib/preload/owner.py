@@ -82,15 +82,7 @@ def preloaded(*packages: str) -> Iterator[None]:
 
 
 def check_packages(packages: Sequence[str]) -> None:
-    """Checks that the packages to preload are installed.
-
-    Raises:
-        PackageMissing: one of them is not.
-
-    >>> check_packages(["no_such_package"])
-    Traceback (most recent call last):
-    tutorial_lib.errors.PackageMissing: preloading needs the package no_such_package, which is not...
-    """
+    """Raises PackageMissing if one of the packages to preload is not installed."""
     for package in packages:
         if find_spec(package.partition(".")[0]) is None:
             raise PackageMissing("preloading", package, package)
@@ -103,11 +95,6 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
         folder: where its socket will be.
         environment: its variables, which workers should have too; `processes_of` finds it by TEMP.
         packages: modules to import beside `MODULES`.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, start(Path(name), os.environ, []) as process:
-    ...     process.poll()
-    ...     process.kill()
     """
     command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[2]), str(folder), *MODULES, *packages]
     # A fork then prints a traceback at a segmentation fault, as other workers of a server do.
@@ -117,15 +104,7 @@ def start(folder: Path, environment: Mapping[str, str], packages: Sequence[str])
 
 
 def python_for(folder: Path, environment: Mapping[str, str]) -> str:
-    """Returns the program that a server starts workers with: Python, or one that requests forks.
-
-    Args:
-        folder: the server's folder, where the program is written.
-        environment: the server's variables.
-
-    >>> python_for(Path("/no/such/folder"), {}) == sys.executable
-    True
-    """
+    """Returns the program that starts workers: Python, or one in the server's folder that requests forks."""
     if VARIABLE not in environment or not POSSIBLE:
         return sys.executable
     python = folder / "python"

@@ -22,9 +22,10 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tutorial_lib.preload.python import circumstances, receive, send
+from tutorial_lib.processes import mark_fork, remove_if_orphan
 
 _RUN_AT_START = {"sitecustomize", "usercustomize"}
 
@@ -41,7 +42,6 @@ class _Forks:
         self._circumstances = circumstances()
         self._path = path
         self._connections: dict[int, socket.socket] = {}  # process id of a fork → its requester
-        self._temporary: dict[int, str] = {}  # process id of a fork → its TEMP
 
     def serve(self) -> dict[str, Any]:
         """Answers requests until the owner ends. Returns only in a fork, with the fork's request."""
@@ -53,19 +53,14 @@ class _Forks:
                 if request := key.data(key.fileobj):
                     return request  # type: ignore[no-any-return]
             if self._owner < 0 and not self._connections:
-                self._end_with_owner()
+                remove_if_orphan(self._folder, patience=5)
+                os._exit(0)
 
     def _leave(self, owner: int) -> None:
         self._selector.unregister(owner)
         self._selector.unregister(self._listener)
         self._listener.close()
         self._owner = -1
-
-    def _end_with_owner(self) -> NoReturn:
-        from tutorial_lib.processes import remove_if_orphan  # here, since a fork must not have imported it
-
-        remove_if_orphan(self._folder, patience=5)
-        os._exit(0)
 
     def _accept(self, listener: socket.socket) -> dict[str, Any] | None:
         if self._owner < 0:  # select reported the owner's end and this request at once
@@ -77,12 +72,11 @@ class _Forks:
         except (OSError, EOFError, ValueError):
             connection.close()
             return None
-        if "forks of" in request:
-            wanted = [pid for pid, temp in self._temporary.items() if temp == request["forks of"]]
-            self._answer(connection, {"pids": wanted}, streams)
-            return None
         if reason := self._refusal(request):
-            self._answer(connection, {"refused": reason}, streams)
+            for stream in streams:
+                os.close(stream)
+            with connection, contextlib.suppress(OSError):
+                send(connection, {"refused": reason})
             return None
         with warnings.catch_warnings(action="ignore"):  # numpy's threads handle a fork themselves
             pid = os.fork()
@@ -92,18 +86,13 @@ class _Forks:
         for stream in streams:
             os.close(stream)
         self._connections[pid] = connection
-        self._temporary[pid] = request["variables"].get("TEMP", "")
+        if temp := request["variables"].get("TEMP"):
+            mark_fork(Path(temp), pid)
         with contextlib.suppress(OSError):
             send(connection, {"pid": pid})
         self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, lambda fd: self._reap(fd, pid))
         self._selector.register(connection, selectors.EVENT_READ, lambda _: self._end(pid))
         return None
-
-    def _answer(self, connection: socket.socket, answer: dict[str, Any], streams: list[int]) -> None:
-        for stream in streams:
-            os.close(stream)
-        with connection, contextlib.suppress(OSError):
-            send(connection, answer)
 
     def _refusal(self, request: dict[str, Any]) -> str:
         """Returns how a fork would differ from a new process; "" if it would not."""
@@ -132,7 +121,6 @@ class _Forks:
         os.close(fd)
         _, status = os.waitpid(pid, 0)
         connection = self._connections.pop(pid)
-        del self._temporary[pid]
         with contextlib.suppress(KeyError):
             self._selector.unregister(connection)
         with connection, contextlib.suppress(OSError):
@@ -191,8 +179,7 @@ def _preload(modules: list[str]) -> None:
 def main(path: list[str]) -> None:
     """Imports modules, then forks workers until the owner ends; sys.argv names the folder and the modules.
 
-    Args:
-        path: the sys.path of a new Python process, without its script's folder and PYTHONPATH.
+    `path` is the sys.path of a new Python process, without its script's folder and PYTHONPATH.
     """
     folder, *modules = sys.argv[1:]
     forks = _Forks(Path(folder), path)

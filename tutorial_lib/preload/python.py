@@ -19,7 +19,6 @@ from typing import Any
 
 VARIABLE = "TUTORIAL_LIB_PRELOADED"  # the preloading process's folder
 WORKER = "model_service_worker.py"
-LIMIT = 8_000_000  # bytes of a message; a process's variables need a few thousand
 
 # Libraries read variables with these prefixes only once, when they are imported.
 READ_AT_IMPORT = (
@@ -34,12 +33,8 @@ EXCEPT = ("PYTHONPATH", "PYTHONFAULTHANDLER", "TORCHINDUCTOR_CACHE_DIR")
 def circumstances() -> dict[str, Any]:
     """Returns what a process inherits from the process that starts it, and what can't be changed in a fork.
 
-    Returns:
-        the variables that libraries read when they are imported, the hard limits, the user, the usable CPUs,
-        the control group and the file mode mask, each by its name.
-
-    >>> circumstances()["the user"] == os.getuid()
-    True
+    These are the variables that libraries read when they are imported, the hard limits, the user, the usable
+    CPUs, the control group and the file mode mask, each by its name.
     """
     import resource
 
@@ -61,12 +56,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def send(connection: socket.socket, message: dict[str, Any], streams: list[int] | None = None) -> None:
-    """Sends a message and file descriptors.
-
-    Args:
-        connection: a Unix socket.
-        message: any value that JSON can represent.
-        streams: the file descriptors to pass on.
+    """Sends a message and the file descriptors of streams.
 
     >>> one, other = socket.socketpair()
     >>> send(one, {"pid": 7})
@@ -84,51 +74,13 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
     Raises:
         EOFError: the other process closed the connection, or sent something else.
-
-    >>> one, other = socket.socketpair()
-    >>> one.close()
-    >>> receive(other)
-    Traceback (most recent call last):
-    EOFError
-    >>> other.close()
     """
     head, streams, _, _ = socket.recv_fds(connection, 4, 3)
     size = int.from_bytes(head, "big")
-    body = connection.recv(size, socket.MSG_WAITALL) if len(head) == 4 and size < LIMIT else b""
+    body = connection.recv(size, socket.MSG_WAITALL)
     if not body or len(body) != size:
         raise EOFError
     return json.loads(body), streams
-
-
-def ask(
-    folder: str, message: dict[str, Any], streams: list[int] | None = None, timeout: float | None = None
-) -> tuple[socket.socket, dict[str, Any]]:
-    """Sends a request to a preloading process; process.py defines the requests.
-
-    Args:
-        folder: the process's folder, which the variable `VARIABLE` names.
-        message, streams: as for `send`.
-        timeout: seconds to wait. The process answers only after its imports.
-
-    Returns:
-        the connection, which the caller closes, and the answer.
-
-    Raises:
-        OSError, EOFError: there is no such process, or it does not answer.
-
-    >>> ask("/no/such/folder", {})
-    Traceback (most recent call last):
-    FileNotFoundError: [Errno 2] No such file or directory
-    """
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(timeout)
-    try:
-        connection.connect(f"{folder}/socket")
-        send(connection, message, streams)
-        return connection, receive(connection)[0]
-    except BaseException:
-        connection.close()
-        raise
 
 
 def _run_as_fork(arguments: list[str]) -> None:
@@ -143,21 +95,23 @@ def _run_as_fork(arguments: list[str]) -> None:
         "nice": os.nice(0),
         "open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],  # Java raises this limit
     }
-    try:
-        connection, answer = ask(os.environ[VARIABLE], request, [0, 1, 2])
-    except (KeyError, OSError, EOFError):
-        return
-    if "refused" in answer:
-        # TorchServe writes this into the model log.
-        print(f"This worker is not preloaded, but a new process: {answer['refused']}.", flush=True)
-        connection.close()
-        return
-    try:
-        status = receive(connection)[0]["status"]
-    except (OSError, EOFError):  # the preloading process has ended, so nobody else would end the fork
-        with contextlib.suppress(OSError):
-            os.kill(answer["pid"], signal.SIGKILL)
-        status = 1
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(f"{os.environ[VARIABLE]}/socket")
+            send(connection, request, [0, 1, 2])
+            answer = receive(connection)[0]  # comes after the imports
+        except (KeyError, OSError, EOFError):
+            return
+        if "refused" in answer:
+            # TorchServe writes this into the model log.
+            print(f"This worker is not preloaded, but a new process: {answer['refused']}.", flush=True)
+            return
+        try:
+            status = receive(connection)[0]["status"]
+        except (OSError, EOFError):  # the preloading process has ended, so nobody else would end the fork
+            with contextlib.suppress(OSError):
+                os.kill(answer["pid"], signal.SIGKILL)
+            status = 1
     os._exit(status if status >= 0 else 128 - status)  # as a shell reports a signal
 
 

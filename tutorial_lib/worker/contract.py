@@ -1,25 +1,22 @@
 """Runs TorchServe's worker without its sockets: loads an unpacked archive, and answers batches of requests.
 
-`tutorial_lib.testing` uses this module in a test, `tutorial_lib.worker.process` in a process of its own for a
-replica of `tutorial_lib.ray_app`. TorchServe's own Python package does the work: its loader imports the
-handler, and its `Service.predict` calls the handler and turns the result, or an exception, into statuses and
-bodies.
+TorchServe's own Python package does the work: its loader imports the handler, and its `Service.predict` calls
+the handler and turns the result, or an exception, into statuses and bodies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import logging
-import os
 import re
-import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tutorial_lib.archives.building import python_files, read_manifest
@@ -30,31 +27,19 @@ _LOADED_BEFORE = {*sys.stdlib_module_names, "numpy", "packaging", "psutil", "tor
 
 
 class Reply(NamedTuple):
-    """The reply to one request of a batch.
-
-    Attributes:
-        status: HTTP status code.
-        headers: the headers that the handler set.
-        body: what the handler returned, encoded; empty if TorchServe answers in its place. For a streamed
-            answer, all chunks joined, as a client reads them.
-        error: TorchServe's message if the whole batch failed ("Prediction failed"); else None.
-        chunks: the parts of a streamed answer before the last one; else ().
-    """
+    """The reply to one request of a batch."""
 
     status: int
-    headers: dict[str, str]
-    body: bytes
-    error: str | None
-    chunks: tuple[bytes, ...] = ()
+    headers: dict[str, str]  # those that the handler set
+    body: bytes  # what the handler returned, encoded; of a streamed answer all parts, as a client reads them
+    error: str | None  # TorchServe's message if the whole batch failed ("Prediction failed")
+    chunks: tuple[bytes, ...] = ()  # the parts of a streamed answer before the last one
 
 
 class Headers(dict[str, Any]):
     """A request's headers; a look-up ignores the case of the name.
 
     TorchServe passes on names as the client spelled them; a proxy may have changed them to lower case.
-
-    >>> Headers({"x-kind": "a"}).get("X-Kind")
-    'a'
     """
 
     def __init__(self, headers: Mapping[str, Any]) -> None:
@@ -71,19 +56,12 @@ class Headers(dict[str, Any]):
 
 
 class Metric(NamedTuple):
-    """One update of a metric by a handler.
-
-    Attributes:
-        name: the handler's name for it.
-        kind: "counter", "gauge" or "histogram".
-        labels: its dimensions.
-        value: the amount that a counter grows by, or the new value of a gauge.
-    """
+    """One update of a metric by a handler."""
 
     name: str
-    kind: str
+    kind: str  # "counter", "gauge" or "histogram"
     labels: dict[str, str]
-    value: float
+    value: float  # the amount that a counter grows by, or the new value of a gauge
 
 
 # ts/metrics/caching_metric.py writes "[METRICS]name.unit:1|#label:a,other:b|#type:COUNTER|#hostname:…".
@@ -116,41 +94,24 @@ def in_model_folder(folder: Path) -> Iterator[None]:
     The folder becomes the working directory and the first place to import from. Each module of the archive is
     imported anew, even if a module of that name was imported before. At the end everything is restored. The
     working directory belongs to the whole process, so use one folder at a time.
-
-    Args:
-        folder: the unpacked archive.
-
-    >>> import tempfile
-    >>> from tutorial_lib.archives.building import lay_out
-    >>> unpacked = Path(tempfile.mkdtemp())
-    >>> lay_out(unpacked, handler="handler.py")
-    >>> with in_model_folder(unpacked):
-    ...     Path.cwd().samefile(unpacked)
-    True
     """
     folder = folder.resolve()
     own = {name.partition("/")[0].removesuffix(".py") for name in python_files(folder)} - _LOADED_BEFORE
     earlier = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in own}
     for name in earlier:
         del sys.modules[name]
-    working_directory = Path.cwd()
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
-    os.chdir(folder)
     try:
-        yield
+        with contextlib.chdir(folder):
+            yield
     finally:
-        os.chdir(working_directory)
         sys.path.remove(str(folder))
         for name, module in [*sys.modules.items()]:
-            if name.partition(".")[0] in own or _is_below(module, folder):
+            file = getattr(module, "__file__", None)
+            if name.partition(".")[0] in own or (file and Path(file).is_relative_to(folder)):
                 del sys.modules[name]
         sys.modules.update(earlier)
-
-
-def _is_below(module: ModuleType, folder: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and Path(file).is_relative_to(folder)
 
 
 def load_service(
@@ -161,10 +122,10 @@ def load_service(
     batch_size: int = 1,
     envelope: str | None = None,
 ) -> Any:
-    """Imports the handler of an unpacked archive and calls its `initialize`.
+    """Imports the handler of an unpacked archive, calls its `initialize`, and returns a `ts.service.Service`.
 
-    The handler is imported by its name, so `model_dir` must be on `sys.path`: `in_model_folder` does that.
-    Metrics are declared by the archive's own metrics.yaml, or else by TorchServe's.
+    Call this in `in_model_folder`: the handler is imported by its name. Metrics are declared by the archive's
+    own metrics.yaml, or else by TorchServe's.
 
     Args:
         model_dir: the unpacked archive.
@@ -172,9 +133,6 @@ def load_service(
         gpu_id: the GPU that `context.system_properties` names; None for the CPU.
         batch_size: how many requests can come at once.
         envelope: TorchServe's `service_envelope`: "json", "body", "kserve", "kservev2"; None for none.
-
-    Returns:
-        a `ts.service.Service`.
 
     Raises:
         Exception: whatever the import or `initialize` raises.
@@ -192,20 +150,21 @@ def load_service(
     metrics = MetricsCacheYamlImpl(str(declared))
     metrics.initialize_cache()
     metrics.model_name = name
+    handler = manifest["model"]["handler"]
     try:
         service = TsModelLoader().load(
-            name,
-            str(model_dir),
-            manifest["model"]["handler"],
-            gpu_id,
-            batch_size,
-            envelope,
-            metrics_cache=metrics,
+            name, str(model_dir), handler, gpu_id, batch_size, envelope, metrics_cache=metrics
         )
     except ImportError as error:
         # If the archive's handler can't be imported, TorchServe looks for one of its own with that name.
-        cause = _import_failure(error)
-        if cause is None or cause is error or _is_absent(cause, manifest):
+        cause: BaseException | None = error
+        while cause and "_load_handler_file" not in {
+            frame.name for frame in traceback.extract_tb(cause.__traceback__)
+        }:
+            cause = cause.__context__
+        module = handler.partition(":")[0].removesuffix(".py")
+        is_absent = isinstance(cause, ModuleNotFoundError) and cause.name == module
+        if cause is None or cause is error or is_absent:
             raise
         raise cause from None
     handle = service._entry_point
@@ -219,29 +178,11 @@ def load_service(
     return service
 
 
-def _import_failure(error: BaseException) -> BaseException | None:
-    """Returns the error of the chain that the import of the archive's own handler raised."""
-    cause: BaseException | None = error
-    while cause:
-        if "_load_handler_file" in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}:
-            return cause
-        cause = cause.__context__
-    return None
-
-
-def _is_absent(error: BaseException, manifest: Mapping[str, Any]) -> bool:
-    """Returns whether the archive has no such handler, as one of TorchServe's own is named."""
-    handler = manifest["model"]["handler"].partition(":")[0].removesuffix(".py")
-    return isinstance(error, ModuleNotFoundError) and error.name == handler
-
-
 def parameter(name: str, content_type: str, body: bytes) -> dict[str, Any]:
     """Returns one part of a request, decoded by content type as ts/protocol/otf_message_handler.py does.
 
     >>> parameter("body", "application/json", b"[1]")["value"]
     [1]
-    >>> parameter("body", "application/json", b"[")["value"]
-    bytearray(b'[')
     """
     value: Any = bytearray(body)
     try:
@@ -271,53 +212,41 @@ def predict(
 
     Args:
         service: from `load_service`.
-        batch: from `request`.
-        on_chunk: called when the handler sends a part of a streamed answer, except the last part, with the
-            request's index and the part.
+        batch: each from `request`.
+        on_chunk: called with a request's index and a part of its streamed answer, except for the last part.
 
     Raises:
         BaseException: what would end TorchServe's worker: `sys.exit`, or an answer that can't be encoded.
     """
-    stream = _Stream(on_chunk)
-    service.set_cl_socket(stream)
+    parts: list[list[bytes]] = []
+
+    def sendall(message: bytes) -> None:
+        part = _decode(bytes(message))
+        parts.append([reply.body for reply in part])
+        for index, reply in enumerate(part):
+            if on_chunk:
+                on_chunk(index, reply)
+
+    # A handler that streams sends each part of its answers to the worker's socket.
+    service.set_cl_socket(SimpleNamespace(sendall=sendall))
     replies = _decode(bytes(service.predict(list(batch))))
-    if not stream.parts:
-        return replies
-    streamed = []
-    for reply, chunks in zip(replies, zip(*stream.parts, strict=True), strict=True):
-        streamed.append(reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks))
-    return streamed
-
-
-class _Stream:
-    """Replaces the worker's socket, to which a handler that streams sends each part of its answers."""
-
-    def __init__(self, on_chunk: Callable[[int, Reply], None] | None) -> None:
-        self.parts: list[list[bytes]] = []
-        self._on_chunk = on_chunk
-
-    def sendall(self, message: bytes) -> None:
-        replies = _decode(bytes(message))
-        self.parts.append([reply.body for reply in replies])
-        for index, reply in enumerate(replies):
-            if self._on_chunk:
-                self._on_chunk(index, reply)
+    if parts:
+        replies = [
+            reply._replace(body=b"".join((*chunks, reply.body)), chunks=chunks)
+            for reply, chunks in zip(replies, zip(*parts, strict=True), strict=True)
+        ]
+    return replies
 
 
 def _decode(message: bytes) -> list[Reply]:
     """Reads the worker's message, in the format of ts/protocol/otf_message_handler.py (big-endian ints)."""
-    position = 0
+    stream = io.BytesIO(message)
 
     def number() -> int:
-        nonlocal position
-        position += 4
-        return int(struct.unpack("!i", message[position - 4 : position])[0])
+        return int.from_bytes(stream.read(4), "big", signed=True)
 
     def blob() -> bytes:
-        nonlocal position
-        length = number()
-        position += length
-        return message[position - length : position]
+        return stream.read(number())
 
     def text() -> str:
         return blob().decode("utf-8", errors="replace")
@@ -325,7 +254,7 @@ def _decode(message: bytes) -> list[Reply]:
     whole_status, whole_message = number(), text()
     replies = []
     while (length := number()) != -1:
-        position += length  # the request's id
+        stream.read(length)  # the request's id
         text()  # content type, which is among the headers too
         status = number()
         text()  # reason phrase

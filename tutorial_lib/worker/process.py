@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from tutorial_lib.worker import contract as worker
 
@@ -35,21 +35,6 @@ class LoadFailed(Exception):
     """The handler could not be loaded; the message is the process's traceback."""
 
 
-class _Message(NamedTuple):
-    """What the process says.
-
-    Attributes:
-        kind: "loaded", "failed" (value: a traceback), "part" (value: a request's index, and a part of its
-            streamed answer), or "answered" (value: the replies to a batch).
-        value: see kind.
-        metrics: what the handler has counted since the last message.
-    """
-
-    kind: str
-    value: Any
-    metrics: list[worker.Metric]
-
-
 class WorkerProcess:
     """A process in which a handler is loaded, and answers one batch after the other.
 
@@ -58,18 +43,6 @@ class WorkerProcess:
 
     Attributes:
         pid: the process's id.
-
-    >>> import tempfile
-    >>> from tutorial_lib.archives.building import lay_out
-    >>> from tutorial_lib.export import EMBEDDED
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> lay_out(folder, handler="handler.py", model_dir=EMBEDDED)
-    >>> process = WorkerProcess(folder, "my_model", on_metric=lambda metric: None)
-    >>> process.load()
-    >>> text = worker.parameter("body", "application/json", b'{"input": ["Nice work!"]}')
-    >>> [reply.status for reply in process.predict([worker.request("1", [text])])]
-    [200]
-    >>> process.kill()
     """
 
     def __init__(
@@ -110,21 +83,14 @@ class WorkerProcess:
     ) -> list[worker.Reply]:
         """Does what `worker.predict` does, in the process.
 
-        Args:
-            batch: from `worker.request`.
-            on_chunk: called with a request's index and a part of its streamed answer.
-
-        Returns:
-            one reply for each request.
-
         Raises:
             WorkerDied: the handler did what ends a TorchServe worker, or the process was killed.
         """
         self._send(batch)
-        while (message := self._receive()).kind == "part":
+        while (message := self._receive())[0] == "part":
             if on_chunk:
-                on_chunk(*message.value)
-        replies: list[worker.Reply] = message.value
+                on_chunk(*message[1])
+        replies: list[worker.Reply] = message[1]
         return replies
 
     def alive(self) -> bool:
@@ -143,17 +109,22 @@ class WorkerProcess:
         except OSError as error:
             raise WorkerDied from error
 
-    def _receive(self) -> _Message:
+    def _receive(self) -> tuple[str, Any]:
+        """Returns a message's kind and value, and takes the metrics that came with it.
+
+        Kinds: "loaded"; "failed" (value: a traceback); "part" (value: a request's index, and a part of its
+        streamed answer); "answered" (value: the replies to a batch).
+        """
         assert self._process.stdout
         try:
-            message: _Message = pickle.load(self._process.stdout)
+            kind, value, metrics = pickle.load(self._process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise WorkerDied from error
-        for metric in message.metrics:
+        for metric in metrics:
             self._on_metric(metric)
-        if message.kind == "failed":
-            raise LoadFailed(message.value)
-        return message
+        if kind == "failed":
+            raise LoadFailed(value)
+        return kind, value
 
 
 def _write(pipe: IO[bytes], what: Any) -> None:
@@ -171,28 +142,28 @@ def main() -> None:
     metrics: list[worker.Metric] = []
     worker.on_metric(metrics.append)
 
-    def say(kind: str, value: Any = None) -> None:
-        said = metrics[:]
-        del metrics[: len(said)]  # one that a thread of the handler adds meanwhile waits for the next message
-        _write(outbox, _Message(kind, value, said))
+    def report(kind: str, value: Any = None) -> None:
+        new = metrics[:]
+        del metrics[: len(new)]  # one that a thread of the handler adds meanwhile waits for the next message
+        _write(outbox, (kind, value, new))
 
     folder, name, options = messages.get()
     with worker.in_model_folder(folder):
         try:
             service = worker.load_service(folder, name, **options)
         except BaseException:
-            say("failed", traceback.format_exc())
+            report("failed", traceback.format_exc())
             os._exit(1)
-        say("loaded")
+        report("loaded")
         while True:
             try:
                 replies = worker.predict(
-                    service, messages.get(), lambda index, part: say("part", (index, part))
+                    service, messages.get(), lambda index, part: report("part", (index, part))
                 )
             except BaseException:
                 logging.exception("Backend worker process died.")
                 os._exit(1)  # at once: a thread of the handler may run on
-            say("answered", replies)
+            report("answered", replies)
 
 
 def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
@@ -205,7 +176,7 @@ def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _read(inbox: IO[bytes], messages: queue.SimpleQueue[Any]) -> None:
-    """Takes messages until the owner has ended; then a handler that hangs is not to live on."""
+    """Takes messages until the owner has ended; then ends the process, even if the handler hangs."""
     with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
         while True:
             messages.put(pickle.load(inbox))
@@ -213,7 +184,4 @@ def _read(inbox: IO[bytes], messages: queue.SimpleQueue[Any]) -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that a message's class is the same on both sides.
-    from tutorial_lib.worker import process as worker_process
-
-    worker_process.main()
+    main()
