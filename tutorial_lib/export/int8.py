@@ -1,4 +1,4 @@
-"""Rewrites an ONNX graph so that its products with weights are of 8-bit integers."""
+"""Rewrites an ONNX graph so that it multiplies weights in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ import onnx
 
 
 def quantized(file: Path) -> Path:
-    """Writes the graph, with its products with weights in 8-bit integers, into a new file beside `file`.
+    """Writes the graph with int8 weights into a new file beside `file`.
 
-    ONNX Runtime's `quantize_dynamic` has one scale for a whole pass: the largest number in the pass decides
-    how coarsely all the others are rounded, so a text's answer depends on its neighbours. Here each row of a
-    product, which is one token, has its own scale.
+    Each token has its own scale. ONNX Runtime's `quantize_dynamic` has one scale for a whole pass, so that a
+    text's answer depends on the other texts of the pass.
     """
     model = onnx.load(file)
     graph, nodes = model.graph, _Int8Nodes(model.graph)
     found = [new for node in graph.node for new in nodes.instead_of(node)]
-    del graph.node[:]
+    used = {name for node in found for name in node.input}
+    kept = [value for value in graph.initializer if value.name in used]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(found)
-    unused = {one.name for one in graph.initializer} - {name for node in found for name in node.input}
-    for one in [one for one in graph.initializer if one.name in unused]:
-        graph.initializer.remove(one)
+    graph.initializer.extend(kept)
     model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     target = file.with_name("int8.onnx")
     onnx.save(model, target)
@@ -39,7 +38,7 @@ WEIGHT_STEPS, STEPS, ZERO = 64, 127, 128
 
 
 class _Int8Nodes:
-    """Makes the nodes that replace a product with a weight. What several products share is made once."""
+    """Makes the nodes that replace a product with a weight, once for all products that share them."""
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
