@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+# Weights go to ±64 only, activations to 128 ± 127: without VNNI, a processor adds two 8-bit products in
+# 16 bits, and a larger sum would be cut off.
+WEIGHT_STEPS, STEPS, ZERO = 64, 127, 128
 
-def quantized(file: Path) -> Path:
+
+def quantize(file: Path) -> Path:
     """Writes the graph with int8 weights into a new file beside `file`.
 
     Each token has its own scale. ONNX Runtime's `quantize_dynamic` has one scale for a whole pass, so that a
@@ -19,7 +24,7 @@ def quantized(file: Path) -> Path:
     """
     model = onnx.load(file)
     graph, nodes = model.graph, _Int8Nodes(model.graph)
-    found = [new for node in graph.node for new in nodes.instead_of(node)]
+    found = [new for node in graph.node for new in nodes.replace(node)]
     used = {name for node in found for name in node.input}
     kept = [value for value in graph.initializer if value.name in used]
     del graph.node[:], graph.initializer[:]
@@ -29,12 +34,6 @@ def quantized(file: Path) -> Path:
     target = file.with_name("int8.onnx")
     onnx.save(model, target)
     return target
-
-
-MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
-# Weights go to ±64 only, activations to 128 ± 127: without VNNI, a processor adds two 8-bit products in
-# 16 bits, and a larger sum would be cut off.
-WEIGHT_STEPS, STEPS, ZERO = 64, 127, 128
 
 
 class _Int8Nodes:
@@ -51,7 +50,7 @@ class _Int8Nodes:
         self._tiny = self._constant(np.float32(1e-12), "tiny")  # so that a row of zeros can be divided
         self._last = self._constant(np.array([-1]), "last_axis")
 
-    def instead_of(self, node: Any) -> Iterator[Any]:
+    def replace(self, node: Any) -> Iterator[Any]:
         """Yields int8 nodes for a MatMul or Gemm with a weight of two dimensions, else the node itself."""
         options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         weight = self._values.get(node.input[1]) if len(node.input) > 1 else None
