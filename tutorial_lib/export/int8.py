@@ -1,4 +1,4 @@
-"""Rewrites an ONNX graph so that its products with weights are of 8-bit integers."""
+"""Rewrites an ONNX graph so that it multiplies weights in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -10,36 +10,34 @@ from typing import Any
 import numpy as np
 import onnx
 
-
-def quantized(file: Path) -> Path:
-    """Writes the graph, with its products with weights in 8-bit integers, into a new file beside `file`.
-
-    ONNX Runtime's `quantize_dynamic` has one scale for a whole pass: the largest number in the pass decides
-    how coarsely all the others are rounded, so a text's answer depends on its neighbours. Here each row of a
-    product, which is one token, has its own scale.
-    """
-    model = onnx.load(file)
-    graph, nodes = model.graph, _Int8Nodes(model.graph)
-    found = [new for node in graph.node for new in nodes.instead_of(node)]
-    del graph.node[:]
-    graph.node.extend(found)
-    unused = {one.name for one in graph.initializer} - {name for node in found for name in node.input}
-    for one in [one for one in graph.initializer if one.name in unused]:
-        graph.initializer.remove(one)
-    model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
-    target = file.with_name("int8.onnx")
-    onnx.save(model, target)
-    return target
-
-
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 # Weights go to ±64 only, activations to 128 ± 127: without VNNI, a processor adds two 8-bit products in
 # 16 bits, and a larger sum would be cut off.
 WEIGHT_STEPS, STEPS, ZERO = 64, 127, 128
 
 
+def quantize(file: Path) -> Path:
+    """Writes the graph with int8 weights into a new file beside `file`.
+
+    Each token has its own scale. ONNX Runtime's `quantize_dynamic` has one scale for a whole pass, so that a
+    text's answer depends on the other texts of the pass.
+    """
+    model = onnx.load(file)
+    graph, nodes = model.graph, _Int8Nodes(model.graph)
+    found = [new for node in graph.node for new in nodes.replace(node)]
+    used = {name for node in found for name in node.input}
+    kept = [value for value in graph.initializer if value.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(found)
+    graph.initializer.extend(kept)
+    model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    target = file.with_name("int8.onnx")
+    onnx.save(model, target)
+    return target
+
+
 class _Int8Nodes:
-    """Makes the nodes that replace a product with a weight. What several products share is made once."""
+    """Makes the nodes that replace a product with a weight, once for all products that share them."""
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
@@ -52,7 +50,7 @@ class _Int8Nodes:
         self._tiny = self._constant(np.float32(1e-12), "tiny")  # so that a row of zeros can be divided
         self._last = self._constant(np.array([-1]), "last_axis")
 
-    def instead_of(self, node: Any) -> Iterator[Any]:
+    def replace(self, node: Any) -> Iterator[Any]:
         """Yields int8 nodes for a MatMul or Gemm with a weight of two dimensions, else the node itself."""
         options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         weight = self._values.get(node.input[1]) if len(node.input) > 1 else None

@@ -128,13 +128,13 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file. Choose the name of a folder.")
     if out.is_dir() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ExportError(
             f"The folder {out} holds files that are not a model export (no config.json). "
             "Choose another folder, or empty this one."
         )
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is a file. Choose the name of a folder.")
 
 
 @contextlib.contextmanager
@@ -173,13 +173,13 @@ def _download(model_id: str, revision: str | None) -> Path:
     """Fetches a hub model into the hub's cache, with a progress bar. An interrupted download resumes."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
-    pinned, why = f" at revision {revision}" if revision else "", ""
+    pinned, unreachable = f" at revision {revision}" if revision else "", ""
+    patterns = list(_CONFIG_FILES)
     try:
-        info = HfApi().model_info(model_id, revision=revision, timeout=10)
-        files = [file.rfilename for file in info.siblings or []]
+        files = HfApi().model_info(model_id, revision=revision, timeout=10).siblings or []
         # Prefers safetensors: the older format is a pickle, which can run code.
-        safe = any(name.endswith(".safetensors") for name in files)
-        weights = "*.safetensors" if safe else "pytorch_model*.bin"
+        safe = any(file.rfilename.endswith(".safetensors") for file in files)
+        patterns.append("*.safetensors" if safe else "pytorch_model*.bin")
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ExportError(
             f"The hub has no model {model_id!r} that this account may read. Check the name (and "
@@ -191,20 +191,18 @@ def _download(model_id: str, revision: str | None) -> Path:
             "of that repository."
         ) from error
     except Exception as error:  # the hub can't be reached; the cache may have the model
-        weights, files, why = "*.safetensors", [], type(error).__name__
+        unreachable = type(error).__name__
 
     try:
+        offline = bool(unreachable)
         folder = snapshot_download(
-            model_id,
-            revision=revision,
-            allow_patterns=[*_CONFIG_FILES, weights, *([] if files else ["pytorch_model*.bin"])],
-            local_files_only=not files,
+            model_id, revision=revision, allow_patterns=patterns, local_files_only=offline
         )
     except errors.LocalEntryNotFoundError as error:
         raise ExportError(
-            f"The hub can't be reached ({why}), and {model_id!r}{pinned} is not in this machine's cache. "
-            "Try again when online (complete files are kept), or use 'embedded', the model that "
-            "comes with the package and needs no network."
+            f"The hub can't be reached ({unreachable}), and {model_id!r}{pinned} is not in this machine's "
+            "cache. Try again when online (complete files are kept), or use 'embedded', the model that comes "
+            "with the package and needs no network."
         ) from error
     except Exception as error:
         raise ExportError(

@@ -65,9 +65,9 @@ def export_onnx(model_dir: str | Path, *, int8: bool = True, keep_float32: str |
         if keep_float32 is not None:
             shutil.copyfile(file, keep_float32)
         if int8:
-            from tutorial_lib.export.int8 import quantized
+            from tutorial_lib.export.int8 import quantize
 
-            file = quantized(file)
+            file = quantize(file)
         return file.replace(folder / "model.onnx")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -58,17 +58,12 @@ def check_environment(extras: Iterable[str] = ()) -> EnvironmentReport:
     if unknown := sorted(needed - set(EXTRAS)):
         raise ValueError(f"There is no extra {unknown[0]!r}. The extras are {', '.join(EXTRAS)}.")
     serves = "serving" in needed
-    checks = [_python(), _java(serves), *_packages(needed), _gpu(), _ports(), _disk(serves)]
+    python = Check("Python", True, platform.python_version())
+    checks = [python, _java(serves), *_packages(needed), _gpu(), _ports(), _disk(serves)]
     if serves and os.name == "posix" and shutil.which("kill") is None:
         fix = "apt-get install procps, or what has it on your system; slim images leave it out"
         checks.append(Check("kill", False, "no such program, with which TorchServe ends a worker", fix))
     return EnvironmentReport(tuple(checks))
-
-
-def _python() -> Check:
-    found = ".".join(str(part) for part in sys.version_info[:3])
-    ok = sys.version_info >= (3, 11)
-    return Check("Python", ok, found, "" if ok else "Use Python 3.11, 3.12 or 3.13.")
 
 
 def _java(needed: bool) -> Check:
