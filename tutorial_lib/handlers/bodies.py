@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from tutorial_lib.worker import contract as worker
 
+_JSON, _TEXT = "application/json", "text/plain"
 _LONG_CHARACTERS, _LONG_ITEMS = 50_000, 500
+_NOT_UTF8 = b"\xff\xfe\x00"
+_ALL_BYTES = bytes(range(256))
 
 
 class Request(NamedTuple):
@@ -29,7 +32,7 @@ class Request(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One part of a request on the wire: its name, its content type, its bytes."""
+    """One part of a request on the wire."""
 
     name: str
     content_type: str
@@ -55,64 +58,52 @@ class BadBody(NamedTuple):
     refused: bool
 
 
-def check_request(request: Any) -> None:
-    """Raises ValueError if a client can't send the request."""
-    body, files, _ = request if isinstance(request, Request) else (request, None, None)
-    if files is not None:
-        if not files or not all(isinstance(part, (bytes, bytearray)) for part in files.values()):
-            raise ValueError("files= of a Request is a dict of names and bytes: {'image': b'…'}.")
-        if body is not None and not isinstance(body, dict):
-            raise ValueError("Beside files=, the body of a Request is a dict of form fields, or None.")
-    if isinstance(body, (bytes, bytearray)):
-        return
+def wire_of(request: Any) -> Wire:
+    """Returns a request as a client sends it; raises ValueError if no client can send it."""
+    body, files, headers = _as_request(request)
     try:
-        json.dumps(body, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        if files is None:
+            parts = [Part("body", *_encode(body))]
+        else:
+            parts = [Part(name, "", _encode(value)[1]) for name, value in (body or {}).items()]
+            parts += [Part(name, "", bytes(content)) for name, content in files.items()]
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"A sample is neither JSON, nor text, nor bytes: {error}. Give the body that a client sends; "
             "for multipart or headers, give tutorial_lib.testing.Request(body, files, headers)."
         ) from error
+    return Wire(tuple(parts), headers or {})
 
 
-def wire_of(request: Any) -> Wire:
-    """Returns a request as a client sends it."""
-    body, files, headers = request if isinstance(request, Request) else (request, None, None)
-    if files is None:
-        return Wire((Part("body", *_encode(body)),), headers or {})
-    fields = [
-        Part(name, "", value.encode() if isinstance(value, str) else json.dumps(value).encode())
-        for name, value in (body or {}).items()
-    ]
-    parts = [Part(name, "", bytes(content)) for name, content in files.items()]
-    return Wire((*fields, *parts), headers or {})
+def _as_request(request: Any) -> Request:
+    return request if isinstance(request, Request) else Request(request)
 
 
 def _encode(body: Any) -> tuple[str, bytes]:
+    """Returns the content type and the bytes of a body; other than for a client, None is JSON's null."""
     if isinstance(body, (bytes, bytearray)):
         return "", bytes(body)
     if isinstance(body, str):
-        return "text/plain", body.encode()
-    return "application/json", json.dumps(body).encode()
+        return _TEXT, body.encode()
+    return _JSON, json.dumps(body, allow_nan=False).encode()
 
 
 def forms(request: Any) -> dict[str, Wire]:
     """Returns a good request in each form in which clients send one of its kind."""
     wire = wire_of(request)
-    if len(wire.parts) != 1 or wire.parts[0].name != "body":
+    if [part.name for part in wire.parts] != ["body"]:
         return {"multipart": wire}
     [(_, content_type, body)] = wire.parts
     found = {
-        "JSON": Part("body", "application/json", body),
-        "text": Part("body", "text/plain", body),
+        "JSON": Part("body", _JSON, body),
+        "text": Part("body", _TEXT, body),
         "bytes": Part("body", "", body),
         "a form field": Part("data", "", body),
-        "a JSON form field": Part("data", "application/json", body),
+        "a JSON form field": Part("data", _JSON, body),
     }
-    unlike = {"": ("JSON", "text", "a JSON form field"), "text/plain": ("JSON", "a JSON form field")}
+    unlike = {_JSON: (), _TEXT: ("JSON", "a JSON form field"), "": ("JSON", "text", "a JSON form field")}
     return {
-        name: wire._replace(parts=(part,))
-        for name, part in found.items()
-        if name not in unlike.get(content_type, ())
+        name: wire._replace(parts=(part,)) for name, part in found.items() if name not in unlike[content_type]
     }
 
 
@@ -120,60 +111,51 @@ def bad_bodies(samples: Sequence[Any]) -> list[BadBody]:
     """Returns bodies unlike the samples, for the first sample of each type."""
     first = {type(sample): sample for sample in reversed(samples)}
     found: dict[Any, BadBody] = {}
-    for sample in first.values():
-        for bad in _unlike(sample):
-            found.setdefault((bad.name, bad.wire.parts), bad)
-    return list(found.values())
+    for bad in (bad for sample in first.values() for bad in _unlike(sample)):
+        found.setdefault((bad.name, bad.wire.parts), bad)
+    return [*found.values()]
 
 
-def _unlike(sample: Any) -> list[BadBody]:
-    headers: Mapping[str, str] = {}
-    if isinstance(sample, Request):
-        headers = sample.headers or {}
-        if sample.files is not None:
-            return _bad_parts(wire_of(sample))
-        sample = sample.body
+def _unlike(request: Any) -> list[BadBody]:
+    wire, sample = wire_of(request), _as_request(request).body
+    if _as_request(request).files is not None:
+        return _bad_parts(wire)
+    [(_, sent_as, sent)] = wire.parts
 
-    def bad(name: str, content_type: str, body: bytes, refused: bool = False) -> BadBody:
-        return BadBody(name, Wire((Part("body", content_type, body),), headers), refused)
+    def bad(name: str, body: bytes, content_type: str = sent_as, refused: bool = False) -> BadBody:
+        return BadBody(name, wire._replace(parts=(Part("body", content_type, body),)), refused)
 
-    foreign = [
-        bad("a JSON object", "application/json", b'{"unlike": 1}'),
-        bad("null", "application/json", b"null"),
-    ]
-    if isinstance(sample, (bytes, bytearray)):
+    if sent_as == _JSON:
+        refused = {"an empty body": b"", "not JSON": b"{", "not UTF-8": _NOT_UTF8}
+        if sample is not None:
+            refused["null"] = b"null"
+        if isinstance(sample, (dict, list)):
+            refused["a number"] = b"7"
+        answered: dict[str, Any] = {
+            "nothing in it": type(sample)(),
+            "null in place of each value": _replaced(sample, lambda value: None),
+            "text in place of each value": _replaced(sample, lambda v: 1 if isinstance(v, str) else "a"),
+            "half a surrogate pair": _replaced(sample, lambda v: f"{v}\ud800" if isinstance(v, str) else v),
+            "very long": _lengthened(sample),
+        }
+        return [bad(name, body, refused=True) for name, body in refused.items()] + [
+            bad(name, json.dumps(value).encode()) for name, value in answered.items() if value != sample
+        ]
+    foreign = [bad("a JSON object", b'{"unlike": 1}', _JSON), bad("null", b"null", _JSON)]
+    if sent_as == _TEXT:
         return [
-            bad("an empty body", "", b""),
-            bad("other bytes", "", bytes(range(256))),
-            bad("half a body", "", bytes(sample[: len(sample) // 2])),
-            bad("a text", "text/plain", b"a text"),
+            bad("an empty text", b""),
+            bad("a very long text", _lengthened(sample or "a").encode()),
+            bad("not UTF-8", _NOT_UTF8),
+            bad("a JSON list", b"[1]", _JSON),
             *foreign,
         ]
-    if isinstance(sample, str):
-        long = (sample or "a") * (_LONG_CHARACTERS // max(len(sample), 1))
-        return [
-            bad("an empty text", "text/plain", b""),
-            bad("a very long text", "text/plain", long.encode()),
-            bad("not UTF-8", "text/plain", b"\xff\xfe\x00"),
-            bad("a JSON list", "application/json", b"[1]"),
-            *foreign,
-        ]
-    refused = {"an empty body": b"", "not JSON": b"{", "not UTF-8": b"\xff\xfe\x00"}
-    if sample is not None:
-        refused["null"] = b"null"
-    if isinstance(sample, (dict, list)):
-        refused["a number"] = b"7"
-    answered: dict[str, Any] = {
-        "nothing in it": type(sample)(),
-        "null in place of each value": _replaced(sample, lambda value: None),
-        "text in place of each value": _replaced(sample, lambda v: "a" if not isinstance(v, str) else 1),
-        "half a surrogate pair": _replaced(sample, lambda v: v + "\ud800" if isinstance(v, str) else v),
-        "very long": _lengthened(sample),
-    }
-    return [bad(name, "application/json", body, refused=True) for name, body in refused.items()] + [
-        bad(name, "application/json", json.dumps(value).encode())
-        for name, value in answered.items()
-        if value != sample
+    return [
+        bad("an empty body", b""),
+        bad("other bytes", _ALL_BYTES),
+        bad("half a body", sent[: len(sent) // 2]),
+        bad("a text", b"a text", _TEXT),
+        *foreign,
     ]
 
 
@@ -181,11 +163,11 @@ def _bad_parts(wire: Wire) -> list[BadBody]:
     """Returns the multipart request with one part missing, empty, or of other bytes."""
     found = []
     for index, part in enumerate(wire.parts):
-        others = wire.parts[:index], wire.parts[index + 1 :]
-        missing = (*others[0], *others[1]) or (Part("unlike", "", b"1"),)
+        before, after = wire.parts[:index], wire.parts[index + 1 :]
+        missing = before + after or (Part("unlike", "", b"1"),)
         found.append(BadBody(f"no {part.name}", wire._replace(parts=missing), True))
-        for name, body in {"an empty": b"", "other bytes as": bytes(range(256))}.items():
-            changed = (*others[0], part._replace(body=body), *others[1])
+        for name, body in {"an empty": b"", "other bytes as": _ALL_BYTES}.items():
+            changed = (*before, part._replace(body=body), *after)
             found.append(BadBody(f"{name} {part.name}", wire._replace(parts=changed), False))
     return found
 

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -21,16 +22,11 @@ from tutorial_lib.archives.model_files import FilesAroundHandler, ModelFiles
 from tutorial_lib.cores import usable_cores
 from tutorial_lib.errors import ArchiveError, TutorialError
 from tutorial_lib.extras import need
-from tutorial_lib.handlers.bodies import check_request
+from tutorial_lib.handlers.bodies import Request, wire_of
 from tutorial_lib.report import Check, Report
 
 _MAX_SAMPLES = 10
-_LIBRARY = Path(__file__).parents[2]
-# The library comes last on the path, so that the archive's modules are found as they are on the server.
-_MAIN = (
-    "import pathlib, sys; sys.path.append(sys.argv[1]); "
-    "from tutorial_lib.handlers.checks import main; main(pathlib.Path(sys.argv[2]))"
-)
+_LIBRARY = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,10 +55,8 @@ def check_handler(
 ) -> HandlerReport:
     """Runs a handler as TorchServe's worker does, in a process of its own, and reports what would go wrong.
 
-    In that process torch computes with as many threads as a worker of `TorchServe` gets: the cores divided by
-    the model config's minWorkers, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set.
-
-    Each row of the report says what was checked. The checks find:
+    torch computes with as many threads as in a worker of `TorchServe`: the cores divided by the model
+    config's minWorkers, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set. The checks find:
 
     - imports and files that are missing, and files that only this machine has;
     - an answer that depends on its neighbours in the batch or on earlier requests;
@@ -79,9 +73,8 @@ def check_handler(
     Args:
         handler: the files; or an archive; or the handler alone, a Python file or the name of one of
             TorchServe's own, with the other fields of `ModelFiles` as keywords.
-        samples: one to ten good request bodies, of which two or three are enough, best with different
-            answers: JSON values, texts (str), or bytes such as a PNG. `tutorial_lib.testing.Request` makes a
-            request with multipart parts or headers.
+        samples: one to ten good request bodies, best two or three with different answers: JSON values,
+            texts (str), or bytes such as a PNG; or `tutorial_lib.testing.Request`, with parts or headers.
         envelope: the server's `service_envelope` setting, as "json"; None for none.
         timeout: seconds that all checks may take.
         keywords: as for `ModelFiles`; none for an archive. The batchSize in the config_file says whether
@@ -100,7 +93,7 @@ def check_handler(
     >>> report.ok
     True
     """
-    sent = _check_samples(samples)
+    _require_samples(samples)
     need("serving", "check_handler", "ts", "torch")
     with tempfile.TemporaryDirectory(prefix="check-handler-") as scratch:
         work = Path(scratch).resolve()
@@ -117,7 +110,7 @@ def check_handler(
             "folder": str(work / "model"),
             "rows": str(work / "rows"),
             "log": str(work / "log"),
-            "samples": sent,
+            "samples": [*samples],
             "envelope": envelope,
             "sources": [str(source.resolve().parent), str(Path.cwd())],
         }
@@ -133,14 +126,14 @@ def check_handler(
     return HandlerReport(tuple(rows), log)
 
 
-def _check_samples(samples: Sequence[Any]) -> list[Any]:
-    if isinstance(samples, (str, bytes, dict)) or hasattr(samples, "_fields"):
+def _require_samples(samples: Sequence[Any]) -> None:
+    """Raises ValueError if they are no list of requests that a client can send."""
+    if isinstance(samples, (str, bytes, dict, Request)):
         raise ValueError(f"samples is a {type(samples).__name__}. Give a list of good request bodies.")
     if not 1 <= len(samples) <= _MAX_SAMPLES:
         raise ValueError(f"There are {len(samples)} samples. Give one to {_MAX_SAMPLES} good request bodies.")
     for sample in samples:
-        check_request(sample)
-    return [*samples]
+        wire_of(sample)
 
 
 def _is_archive(handler: str | Path) -> bool:
@@ -153,13 +146,14 @@ def _run(work: Path, timeout: float) -> tuple[int | None, str]:
     (work / "rows").touch()
     (work / "tmp").mkdir()
     with (work / "log").open("w+b") as log:
+        # -P: modules are not looked for in the working directory.
         process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, str(_LIBRARY), str(work / "job")],
+            [sys.executable, "-P", "-m", "tutorial_lib.handlers.checks", str(work / "job")],
             cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**_threads(work / "model"), **os.environ, "TMPDIR": str(work / "tmp")},
+            env={**_threads(work / "model"), **os.environ, **_path(), "TMPDIR": str(work / "tmp")},
             start_new_session=True,
         )
         try:
@@ -176,16 +170,21 @@ def _run(work: Path, timeout: float) -> tuple[int | None, str]:
         return status, log.read().decode("utf-8", errors="replace")
 
 
+def _path() -> dict[str, str]:
+    """Returns the variable with which a new process finds this library, if it is not installed."""
+    if _LIBRARY in (*site.getsitepackages(), site.getusersitepackages()):
+        return {}
+    given = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{given}{os.pathsep}{_LIBRARY}" if given else _LIBRARY}
+
+
 def _threads(folder: Path) -> dict[str, str]:
     """Returns the variable that limits the threads as in a worker of `TorchServe`."""
     if "MKL_NUM_THREADS" in os.environ:
         return {}
     workers = read_settings(folder).get("minWorkers")
-    return {
-        "OMP_NUM_THREADS": str(
-            max(1, usable_cores() // (workers if isinstance(workers, int) and workers > 0 else 1))
-        )
-    }
+    workers = workers if isinstance(workers, int) and workers > 0 else 1
+    return {"OMP_NUM_THREADS": str(max(1, usable_cores() // workers))}
 
 
 def _end(status: int | None, log: str, timeout: float) -> Check:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Unpack
 from tutorial_lib.archives.building import lay_out
 from tutorial_lib.archives.model_files import FilesAroundHandler, ModelFiles
 from tutorial_lib.extras import need
-from tutorial_lib.handlers.bodies import Request, check_request, wire_of
+from tutorial_lib.handlers.bodies import Request, wire_of
 from tutorial_lib.worker import contract as worker
 
 
@@ -37,9 +37,9 @@ def run_handler(
 ) -> list[HandlerAnswer]:
     """Runs a batch of requests through a handler as TorchServe's worker does, with no server.
 
-    The files are laid out as an unpacked archive, and the handler runs in that folder. Every module of the
-    archive is imported anew, the archive's metrics.yaml declares the metrics, and the parts of a streamed
-    answer are joined. The whole process works in that folder meanwhile, so run one handler at a time.
+    Every module of the archive is imported anew, the archive's metrics.yaml declares the metrics, and the
+    parts of a streamed answer are joined. The whole process works in the folder of the unpacked archive
+    meanwhile, so run one handler at a time.
 
     Args:
         handler: the files; or the handler alone, a Python file or the name of one of TorchServe's own, with
@@ -94,7 +94,6 @@ def _request(id: str, request: Any) -> dict[str, Any]:
     ):
         parts = [{"name": name, "contentType": "", "value": value} for name, value in request.items()]
         return worker.request(id, parts)
-    check_request(request)
     return wire_of(request).as_batch_item(id)
 
 

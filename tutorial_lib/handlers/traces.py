@@ -1,4 +1,4 @@
-"""Notes what a handler does beside answering: files, threads, random numbers, autograd graphs."""
+"""Notes what a handler does beside answering: files, random numbers, autograd graphs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import os
 import random
 import sys
 import sysconfig
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 _SYSTEM = ("/dev/", "/proc/", "/sys/", "/etc/", "/usr/", "/lib", "/bin/", "/opt/", "/System/", "/Library/")
 
@@ -37,13 +34,9 @@ class OpenedFiles:
         self._written: dict[str, None] = {}
         home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() fails for a user without a name)
         self._sources = tuple(f"{s.rstrip('/')}/" for s in sources if s not in ("/", home))
-        packages = [
-            *sysconfig.get_paths().values(),
-            sys.prefix,
-            sys.base_prefix,
-            str(Path(__file__).parents[1]),
-        ]
-        exempt = tuple(f"{path.rstrip('/')}/" for path in packages if path not in ("", "/", "/usr"))
+        library = str(Path(__file__).parents[1])
+        packages = {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, library} - {"", "/", "/usr"}
+        exempt = tuple(f"{path.rstrip('/')}/" for path in packages)
         inside = f"{own}/"
 
         def note(event: str, arguments: tuple[Any, ...]) -> None:
@@ -55,24 +48,22 @@ class OpenedFiles:
             if path.startswith(inside):
                 if not os.path.isabs(name) and not writes:  # noqa: PTH117
                     self._relative[name] = None
-            elif path.startswith((*exempt, *_SYSTEM)) and not path.startswith(self._sources):
-                pass
-            elif not path.startswith(exempt):
-                (self._written if writes else self._read)[path] = None
+                return
+            if path.startswith(exempt) or (path.startswith(_SYSTEM) and not path.startswith(self._sources)):
+                return
+            (self._written if writes else self._read)[path] = None
 
         sys.addaudithook(note)
 
     @property
     def missing(self) -> list[str]:
         """Files of the author's folders that are not in the archive."""
-        return [p for p in self._read if p.startswith(self._sources) and "/." not in p and self._is_old(p)][
-            :5
-        ]
+        return [p for p in self._old(self._read) if p.startswith(self._sources) and "/." not in p][:5]
 
     @property
     def elsewhere(self) -> list[str]:
         """Files of other places, as a cache in the home folder."""
-        return [p for p in self._read if self._is_old(p) and p not in self.missing][:5]
+        return [path for path in self._old(self._read) if path not in self.missing][:5]
 
     @property
     def written(self) -> list[str]:
@@ -82,22 +73,17 @@ class OpenedFiles:
     @property
     def relative(self) -> list[str]:
         """Files of the archive that were opened by a path relative to the working directory."""
-        return [name for name in self._relative if self._is_old(name)][:5]
+        return self._old(self._relative)[:5]
 
-    def _is_old(self, path: str) -> bool:
-        hidden = "-packages/" in path or "__pycache__" in path
-        return not hidden and Path(path).is_file() and Path(path).stat().st_mtime < self._started
+    def _old(self, paths: Iterable[str]) -> list[str]:
+        shown = [Path(path) for path in paths if "-packages/" not in path and "__pycache__" not in path]
+        return [str(path) for path in shown if path.is_file() and path.stat().st_mtime < self._started]
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
     """Returns size and time of each file below a folder, except for compiled modules."""
-    found = {}
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = Path(root, name)
-            if "__pycache__" not in path.parts and path.is_file():
-                found[str(path.relative_to(folder))] = (path.stat().st_size, path.stat().st_mtime_ns)
-    return found
+    files = [path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.is_file()]
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
 
 
 class Seeds:
@@ -108,9 +94,8 @@ class Seeds:
 
     def find_own(self, folder: Path) -> None:
         """Looks for generators that the archive's modules and their objects hold."""
-        modules = [
-            m for m in [*sys.modules.values()] if str(getattr(m, "__file__", "")).startswith(f"{folder}/")
-        ]
+        own = f"{folder}/"
+        modules = [m for m in [*sys.modules.values()] if str(getattr(m, "__file__", "")).startswith(own)]
         names = {module.__name__ for module in modules}
         held = [value for module in modules for value in vars(module).values()]
         for thing in gc.get_objects():
@@ -168,19 +153,3 @@ def autograd_nodes() -> int:
             seen.add(node)
             waiting += [parent for parent, _ in node.next_functions if parent is not None]
     return len(seen)
-
-
-def own_threads() -> list[str]:
-    """Returns the names of this process's Python threads, except for the main one."""
-    return [t.name for t in threading.enumerate() if t is not threading.main_thread()]
-
-
-def child_processes() -> list[str]:
-    """Returns the names of the processes that this one started and that still run."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            found.append(child.name())
-        except psutil.Error:
-            continue
-    return found
