@@ -263,11 +263,10 @@ class ApiError(_RequestFailed):
 def is_retryable(error: TutorialError) -> bool:
     """Returns whether the same prediction, sent again, may be answered.
 
-    "Worker died" has one status, 500, for several causes. If another request or the machine ended the worker,
-    a retry is answered. If this request did, by an answer above max_response_size (6,553,500 bytes by
-    default), by taking longer than responseTimeout or by crashing the handler, each retry ends another
-    worker, and with it the requests of its batch. The answer does not show the cause; the server's log does.
-    So set `retries` no higher than such a loss may cost.
+    "Worker died" does not show who ended the worker. If it was another request or the machine, a retry is
+    answered. If it was this request, by an answer above max_response_size, by taking longer than
+    responseTimeout or by crashing the handler, each retry ends another worker, and with it the requests of
+    its batch. So set `retries` no higher than such a loss may cost.
 
     >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
     True
