@@ -131,8 +131,8 @@ class _Forks:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
-            elif key.fileobj != self._owner:  # the owner's pipe is stdin, which is replaced
-                os.close(int(key.fileobj))  # type: ignore[arg-type]
+            elif key.fd != self._owner:  # the owner's pipe is stdin, which is replaced
+                os.close(key.fd)
         self._selector.close()
         connection.close()
 
