@@ -124,11 +124,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Podman(Engine):
-    """podman: no daemon, and no rights of root.
-
-    >>> Podman("/usr/bin/podman").transfer_options(tls_verify=False)
-    ['--tls-verify=false']
-    """
+    """podman, which needs no daemon."""
 
     name: str = "podman"
 
@@ -140,11 +136,7 @@ class Podman(Engine):
 
 @dataclass(frozen=True)
 class Docker(Engine):
-    """docker, which accepts plain HTTP of a registry on loopback by itself.
-
-    >>> Docker("/usr/bin/docker").advice("Cannot connect to the Docker daemon at x")
-    'Start its daemon (sudo systemctl start docker), or install podman, which needs none.'
-    """
+    """docker, which accepts plain HTTP of a registry on loopback by itself."""
 
     name: str = "docker"
 
