@@ -12,7 +12,11 @@ import requests
 
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "book").glob("*.md")),
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
 LINK = re.compile(r"""(?:\]\(|<|href=")(https?://[^\s)>"#]+)""")
 # The page is there, but the site answers programs in another way than browsers, or asks them to come later.
 ALIVE = {401, 403, 405, 429}
@@ -37,7 +41,7 @@ def test_links_are_found_and_examples_are_not(tmp_path: Path) -> None:
 
 
 def test_there_are_links_to_ask() -> None:
-    assert "https://pytorch.org/get-started/locally/" in outer_links(ROOT / "README.md")
+    assert "https://pytorch.org/get-started/locally/" in set[str]().union(*map(outer_links, PAGES))
 
 
 @pytest.mark.links
