@@ -90,7 +90,7 @@ def test_a_handler_is_refused_if_and_only_if_torchserve_can_not_load_it(
     write(tmp_path, handler_py=source, own_py=HANDLER + CLASS.replace("Handler", "Base"))
     files: dict[str, Any] = {"handler": tmp_path / "handler.py", "extra_files": [tmp_path / "own.py"]}
     if sentence is None:
-        check(gather(**files))
+        check(gather(ModelFiles(**files)))
         assert run_handler(requests=[{"body": "a"}], **files)[0].body == 1
         return
     with pytest.raises(ArchiveError, match=sentence):
@@ -183,7 +183,7 @@ def test_a_file_with_the_name_of_an_installed_package(
     (tmp_path / extra).write_text(text)
     arguments: dict[str, Any] = {"handler": tmp_path / "handler.py", "extra_files": [tmp_path / extra]}
     if sentence is None:
-        check(gather(**arguments))
+        check(gather(ModelFiles(**arguments)))
         return
     with pytest.raises(ArchiveError, match=sentence):
         build_archive("m", **arguments, export_path=tmp_path / "store")
@@ -234,7 +234,7 @@ def test_settings_that_are_nearly_right(settings: str, sentence: str | None, tmp
         "config_file": tmp_path / "settings.yaml",
     }
     if sentence is None:
-        check(gather(**arguments))
+        check(gather(ModelFiles(**arguments)))
         return
     with pytest.raises(ArchiveError, match=sentence):
         build_archive("m", **arguments, export_path=tmp_path / "store")
