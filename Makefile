@@ -7,11 +7,13 @@ PYTHON ?= $(shell for python in python3.11 python3.13 python3.12 python3 python;
 WHICH = import sys; print(sys.base_prefix, sys.version)
 MODEL_ID ?= embedded
 BIN = .venv/bin
+# `make PINS= setup` installs the newest versions that pyproject.toml allows, as the weekly run does.
+PINS ?= -c constraints.txt
 CHAPTERS_LAST_FIRST = $(shell ls -r notebooks/[0-9]*.ipynb)
 # JupyterLab refuses to start as root (in a container, say) unless it is told to.
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help setup run lab test faults browser models rerun cluster container resolve bench lint outputs clean
+.PHONY: help setup run lab test faults browser models rerun cluster container links resolve bench lint outputs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +32,7 @@ setup: .venv/installed  ## make .venv with everything in it  [PYTHON=/path/to/py
 	    echo 'another Python made .venv: it is made anew'; rm -rf .venv; fi
 	"$(PYTHON)" -m venv .venv
 	@echo 'installing the packages (2 to 5 minutes; more where torch comes with CUDA)'
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[course,test,dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off $(PINS) -e '.[course,test,dev]'
 	@touch $@
 
 run: setup  ## run the chapters that have changed since their last run; build the book  [MODEL_ID=… CHAPTERS="00 01"]
@@ -68,6 +70,9 @@ container: setup  ## build the image, run it, break it (installs podman on Debia
 	$(BIN)/python -m pytest -m container
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 --timeout=1800 -p no:doctest -o addopts= \
 	    notebooks/06_containerize.ipynb
+
+links: setup  ## ask the sites that README and book link to
+	$(BIN)/python -m pytest -m links tests/test_links.py
 
 resolve: setup  ## ask the package index whether each supported Python gets its environment (5 minutes)
 	$(BIN)/python -m pytest -m resolve tests/test_packaging.py

@@ -9,7 +9,7 @@ import pytest
 from course.measuring import quick, spare_the_machine
 
 from tutorial_lib import preloaded
-from tutorial_lib.preload_python import VARIABLE
+from tutorial_lib.preload.python import VARIABLE
 
 RAY = "15_scale_out.ipynb"  # the first one of its run
 LOW_PRIORITY = 10

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tutorial_lib import worker
+from tutorial_lib.worker import contract as worker
 
 
 class HandlerModel:

@@ -15,7 +15,7 @@ from nbformat.v4 import new_markdown_cell
 from reference import write_reference
 
 # Pages that every book has beside the chapters; index.md lists them.
-PAGES = ("tutorial_lib/embedded/README.md", "benchmarks/results.md")
+PAGES = ("book/handbook.md", "tutorial_lib/embedded/README.md", "benchmarks/results.md")
 ADVICE = (
     "The cells below the failed one did not run. Read the traceback below the failed cell, fix its cause, "
     "and run `make run` again: it runs this chapter and skips those that ran. The chapter's last section, "

@@ -1,24 +1,26 @@
-"""Writes the library reference: one page for each module of tutorial_lib, filled by Sphinx's autodoc.
+"""Writes the library reference: one page for each public module of tutorial_lib, filled by Sphinx's autodoc.
 
-The modules and names are read from the source, so that a new module gets its page without an edit here.
+The modules and names are read from the library, so that a new module gets its page without an edit here.
 """
 
 from __future__ import annotations
 
-import ast
+import inspect
 import pkgutil
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import tutorial_lib
 
 # In the order of a model's path; modules that are not named here follow in alphabetical order.
-ORDER = ("export", "onnx_export", "archive", "server", "client", "load", "container", "redeploy", "testing")
+ORDER = ("export", "archives", "servers", "clients", "load", "containers", "testing", "ray_app")
 
 
 @dataclass
 class Module:
-    """A public module of tutorial_lib; `names` holds the summary of each of its public names."""
+    """A public module or package of tutorial_lib; `names` holds the summary of each of its public names."""
 
     name: str
     summary: str
@@ -26,41 +28,30 @@ class Module:
 
 
 def public_modules() -> list[Module]:
-    """Returns the modules of tutorial_lib that define public classes or functions, in reading order."""
-    modules = [
-        _read(info.name, info.ispkg)
-        for info in pkgutil.iter_modules(tutorial_lib.__path__)
-        if not info.name.startswith("_")
-    ]
+    """Returns the modules of tutorial_lib that hand on public classes or functions, in reading order."""
+    found = [_read(info.name) for info in pkgutil.iter_modules(tutorial_lib.__path__) if info.name[0] != "_"]
     place = {name: index for index, name in enumerate(ORDER)}
-    return sorted((m for m in modules if m.names), key=lambda m: (place.get(m.name, len(ORDER)), m.name))
+    return sorted((m for m in found if m.names), key=lambda m: (place.get(m.name, len(ORDER)), m.name))
 
 
-def _read(name: str, is_package: bool) -> Module:
-    folder = Path(tutorial_lib.__path__[0])
-    tree = ast.parse(
-        (folder / name / "__init__.py" if is_package else folder / f"{name}.py").read_text("utf-8")
-    )
-    names = {
-        node.name: _summary(node)
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
-    }
-    if is_package:  # a package shows the names that it exports, from all of its files
-        names |= dict.fromkeys(_exported(tree), "")
-    return Module(name, _summary(tree), names)
+def _read(name: str) -> Module:
+    module = import_module(f"tutorial_lib.{name}")
+    names = getattr(module, "__all__", None) or _defined(module)
+    return Module(name, _summary(module), {name: _summary(getattr(module, name)) for name in names})
 
 
-def _exported(tree: ast.Module) -> list[str]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return [str(name) for name in ast.literal_eval(node.value)]
-    return []
+def _defined(module: ModuleType) -> list[str]:
+    """Returns the public classes and functions that a module defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+    ]
 
 
-def _summary(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
+def _summary(value: object) -> str:
     """Returns the first paragraph of a docstring, on one line."""
-    return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    return " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
 
 
 def write_reference(folder: Path) -> None:

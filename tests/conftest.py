@@ -109,6 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons: dict[str, Callable[[], str]] = {
         "resolve": lambda: "`make resolve` runs these: they ask the package index",
         "container": _no_containers,
+        "links": lambda: "`make links` runs these: they ask other sites",
         "browser": lambda: "`make browser` runs these: the book and JupyterLab in Chromium",
         "faults": lambda: "`make faults` runs these: planted faults, and owners that are killed, for minutes",
         "rerun": lambda: "`make rerun` runs these: whole chapters, each cell twice, for minutes",

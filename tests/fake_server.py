@@ -40,8 +40,8 @@ class FakeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answering)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Answering)
         self.answers: list[Reply] = [Reply(200, b"{}")]
         self.seen: list[Seen] = []
         self.hold: Event | None = None
@@ -100,8 +100,8 @@ class _Answering(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fake_server() -> Iterator[FakeServer]:
-    server = FakeServer()
+def fake_server(port: int = 0) -> Iterator[FakeServer]:
+    server = FakeServer(port)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tutorial_lib.archive import lay_out
+from tutorial_lib.archives.building import lay_out
 
 # A function of the module; answers with what it was given.
 ECHO = """

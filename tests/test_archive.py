@@ -21,7 +21,7 @@ import torch
 
 from tests import handlers
 from tutorial_lib import ArchiveError, PackageMissing, TorchServe, build_archive, read_manifest
-from tutorial_lib.archive import (
+from tutorial_lib.archives.building import (
     ArchiveFormat,
     lay_out,
     new_version,
@@ -282,7 +282,7 @@ def test_a_new_version_copies_all_files_and_leaves_the_old_one_as_it_is(tmp_path
     (tmp_path / "tools" / "__init__.py").write_text("a = 2")
     (tmp_path / "w2").write_text("new weights")
     (tmp_path / "m.py").write_text("class Net:\n    pass\n")
-    edited = {"handler": tmp_path / "edited.py", "config_file": tmp_path / "s.yaml"}
+    edited: Any = {"handler": tmp_path / "edited.py", "config_file": tmp_path / "s.yaml"}
     edited |= {"serialized_file": tmp_path / "w2", "model_file": tmp_path / "m.py"}
     new_version(old, new, version="1.1", **edited, extra_files=[tmp_path / "tools"])
     assert contents(old) == before

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tests import handlers
 from tests.conftest import ROOT
 from tutorial_lib import ArchiveError, build_archive
-from tutorial_lib.archive import lay_out, new_version
-from tutorial_lib.archive_inputs import check, gather
+from tutorial_lib.archives.building import lay_out, new_version
+from tutorial_lib.archives.model_files import ModelFiles, check, gather
 from tutorial_lib.testing import run_handler
 
 pytestmark = pytest.mark.faults
@@ -90,7 +90,7 @@ def test_a_handler_is_refused_if_and_only_if_torchserve_can_not_load_it(
     write(tmp_path, handler_py=source, own_py=HANDLER + CLASS.replace("Handler", "Base"))
     files: dict[str, Any] = {"handler": tmp_path / "handler.py", "extra_files": [tmp_path / "own.py"]}
     if sentence is None:
-        check(gather(**files))
+        check(gather(ModelFiles(**files)))
         assert run_handler(requests=[{"body": "a"}], **files)[0].body == 1
         return
     with pytest.raises(ArchiveError, match=sentence):
@@ -103,7 +103,7 @@ def test_a_handler_is_refused_if_and_only_if_torchserve_can_not_load_it(
 def test_a_file_name_that_python_can_not_import_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(HANDLER)
     if "." not in Path(name).stem:
-        check(gather(tmp_path / name))
+        check(gather(ModelFiles(tmp_path / name)))
         assert run_handler(tmp_path / name, [{"body": "a"}])[0].body == 1
         return
     with pytest.raises(ArchiveError, match=r"its name has a '\.' before \.py.*Rename it"):
@@ -183,7 +183,7 @@ def test_a_file_with_the_name_of_an_installed_package(
     (tmp_path / extra).write_text(text)
     arguments: dict[str, Any] = {"handler": tmp_path / "handler.py", "extra_files": [tmp_path / extra]}
     if sentence is None:
-        check(gather(**arguments))
+        check(gather(ModelFiles(**arguments)))
         return
     with pytest.raises(ArchiveError, match=sentence):
         build_archive("m", **arguments, export_path=tmp_path / "store")
@@ -234,7 +234,7 @@ def test_settings_that_are_nearly_right(settings: str, sentence: str | None, tmp
         "config_file": tmp_path / "settings.yaml",
     }
     if sentence is None:
-        check(gather(**arguments))
+        check(gather(ModelFiles(**arguments)))
         return
     with pytest.raises(ArchiveError, match=sentence):
         build_archive("m", **arguments, export_path=tmp_path / "store")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_archive import WEIGHTS
 from tutorial_lib import build_archive
-from tutorial_lib.archive import lay_out, new_version, unpack
+from tutorial_lib.archives.building import lay_out, new_version, unpack
 
 pytestmark = pytest.mark.faults
 

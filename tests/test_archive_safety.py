@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tutorial_lib import ArchiveError, archive_sha256, build_archive, read_manifest
-from tutorial_lib.archive import check_files, copy_checked, read_settings, unpack
+from tutorial_lib.archives.building import check_files, copy_checked, read_settings, unpack
 
 pytestmark = pytest.mark.faults
 

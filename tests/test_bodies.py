@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tutorial_lib import ApiError
-from tutorial_lib.client import encode
+from tutorial_lib.clients import encode
 
 Part = tuple[str, str | None, bytes]  # name, file name, content
 
@@ -73,14 +72,14 @@ def test_every_part_is_sent(files: dict[str, Any], expected: list[Part]) -> None
 def test_what_would_be_lost_or_misread_is_told(value: Any) -> None:
     for files in ({"a": value}, {"right": b"1", "a": value}):
         with pytest.raises(
-            ApiError, match=r"files is .*Give at least one part, .* several parts .* file name"
+            ValueError, match=r"files is .*Give at least one part, .* several parts .* file name"
         ):
             encode(files=files)
 
 
 @pytest.mark.parametrize("files", [{}, [("a", b"1")], b"1", "cat.png", [b"1", b"2"], {1: b"1"}, {b"a": b"1"}])
 def test_files_are_a_dict_of_names(files: Any) -> None:
-    with pytest.raises(ApiError, match="Give at least one part"):
+    with pytest.raises(ValueError, match="Give at least one part"):
         encode(files=files)
 
 
@@ -107,6 +106,6 @@ def test_every_field_is_sent_beside_files(fields: Any, expected: list[bytes]) ->
 @pytest.mark.parametrize("value", [None, {"a": 1}, {1, 2}, [], [None], [["a"]], ("a", "b"), io.BytesIO(b"1")])
 def test_a_field_that_would_be_lost_or_misread_is_told(value: Any) -> None:
     with pytest.raises(
-        ApiError, match=r"data is .*Beside files, give a dict of form fields: texts, bytes or"
+        ValueError, match=r"data is .*Beside files, give a dict of form fields: texts, bytes or"
     ):
         encode({"top": value}, files={"data": b"1"})

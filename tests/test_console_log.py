@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tutorial_lib import console_log
-from tutorial_lib.console_log import limit_size, older_part, read_since, read_tail
+from tutorial_lib.servers import console_log
+from tutorial_lib.servers.console_log import limit_size, older_part, read_since, read_tail
 
 
 def test_a_log_is_cut_while_another_process_appends_to_it(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ from tests.conftest import ROOT, eventually, orphan
 from tutorial_lib import (
     ApiError,
     Container,
+    ContainerExited,
     EngineError,
     Image,
     InferenceClient,
+    NoAnswer,
     OutOfMemory,
     PortInUse,
     WorkerFailed,
@@ -277,6 +279,11 @@ def test_too_little_memory_is_a_sentence(image: Image) -> None:
         Container(image, memory="200m", options=["--memory-swap=200m"]).start()
 
 
+def test_too_few_processes_are_a_sentence(image: Image) -> None:
+    with pytest.raises(ContainerExited, match=r"limit on processes and threads is too small: .*pids-limit"):
+        Container(image, options=["--pids-limit=20"]).start()
+
+
 def test_behind_a_gateway_it_asks_for_no_keys_and_idle_it_stops_at_once(image: Image) -> None:
     with Container(image, token_auth=False) as running:
         assert (
@@ -396,5 +403,5 @@ def test_compose_runs_it(image: Image, tmp_path: Path) -> None:
 def answers(client: InferenceClient) -> bool:
     try:
         return bool(client.predict("my_model", SAMPLE) == ANSWER)
-    except ApiError:
+    except (ApiError, NoAnswer):
         return False

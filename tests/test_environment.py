@@ -13,7 +13,7 @@ import pytest
 
 from tutorial_lib import ApiError, EnvironmentReport, __version__, check_environment, detect_gpu
 from tutorial_lib.__main__ import main
-from tutorial_lib.environment import EXTRAS
+from tutorial_lib.machine.environment import EXTRAS
 from tutorial_lib.report import Check
 
 

@@ -7,8 +7,20 @@ import sys
 
 import pytest
 
-from tutorial_lib import ApiError, StartTimeout, TutorialError, WorkerFailed, errors
-from tutorial_lib.errors import hint_for_log
+from tutorial_lib import (
+    AnswerBrokeOff,
+    ApiError,
+    ConnectionFailed,
+    NoAnswer,
+    NoKeyFile,
+    StartTimeout,
+    TimedOut,
+    TlsError,
+    TutorialError,
+    WorkerFailed,
+    errors,
+)
+from tutorial_lib.errors import hint_for_log, is_retryable
 
 INTERNAL = "InternalServerException"
 
@@ -46,10 +58,12 @@ INTERNAL = "InternalServerException"
         (503, INTERNAL, "Prediction failed", "first traceback"),
         (507, INTERNAL, "Out of resources", "ran out of memory"),
         (507, INTERNAL, "Worker died.", "was killed"),
-        (0, "SSLError", "not asked", "give the client verify="),
-        (0, "ConnectionError", "Nothing answers at http://127.0.0.1:1", "Is the server running"),
-        (0, "ConnectionError", "The answer from http://127.0.0.1:1 broke off", "first traceback"),
-        (0, "InvalidArgument", "limit is 0. Give 1", "Give 1[.]$"),
+        (
+            200,
+            "NotTorchServe",
+            "What answers at http://127.0.0.1:1 is not TorchServe",
+            "Is the server running",
+        ),
         (400, "BadRequest", "The body has no input", "has no input[.]$"),  # the handler's own sentence
         (418, "Teapot", "", "418 Teapot[.]$"),
     ],
@@ -62,6 +76,41 @@ def test_an_api_error_says_what_to_do(status: int, kind: str, message: str, advi
 
 
 @pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (TlsError("https://127.0.0.1:1 was not asked: …"), "give the client verify="),
+        (
+            ConnectionFailed("Nothing answers at http://127.0.0.1:1."),
+            r"127\.0\.0\.1:1\. Is the server running",
+        ),
+        (AnswerBrokeOff("The answer from http://127.0.0.1:1 broke off."), "first traceback"),
+    ],
+)
+def test_an_error_without_an_answer_says_what_to_do(error: NoAnswer, advice: str) -> None:
+    with pytest.raises(NoAnswer, match=advice):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionFailed(""), True),
+        (AnswerBrokeOff(""), True),
+        (TimedOut(""), True),
+        (TlsError(""), False),
+        (NoKeyFile(""), False),
+        *((ApiError(status, INTERNAL, "Worker died."), True) for status in (500, 502, 504, 507)),
+        (ApiError(507, INTERNAL, "Out of resources"), False),
+        (ApiError(503, INTERNAL, "Prediction failed"), False),
+        (ApiError(503, "ServiceUnavailableException", "No worker is available"), True),
+        *((ApiError(status, "Refused", ""), False) for status in (400, 404, 413, 429)),
+    ],
+)
+def test_what_may_be_sent_again(error: TutorialError, expected: bool) -> None:
+    assert is_retryable(error) is expected
+
+
+@pytest.mark.parametrize(
     ("log", "hint"),
     [
         ("java.net.BindException: Address already in use", "ports is taken"),
@@ -69,6 +118,10 @@ def test_an_api_error_says_what_to_do(status: int, kind: str, message: str, advi
         ("java.lang.UnsupportedClassVersionError: org/pytorch", "11 or newer"),
         ("ModuleNotFoundError: No module named 'captum'", "package is missing"),
         ("PermissionError: [Errno 13] Permission denied", "may not"),
+        ("java.lang.OutOfMemoryError: unable to create native thread: possibly out of memory", "pids-limit"),
+        ("RuntimeError: can't start new thread", "limit on processes and threads"),
+        ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "ulimit -u"),
+        ("serve.sh: fork: retry: Resource temporarily unavailable", "ulimit -u"),
     ],
 )
 def test_a_well_known_line_of_a_log_has_a_hint(log: str, hint: str) -> None:

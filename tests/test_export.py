@@ -230,7 +230,7 @@ def test_the_tokenizer_that_does_not_survive_saving_is_caught(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    monkeypatch.setattr("tutorial_lib.export.save_model", only_save)
+    monkeypatch.setattr("tutorial_lib.export.model.save_model", only_save)
     with pytest.raises(ExportError, match="tokenizer did not survive"):
         export_model("embedded", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -239,7 +239,7 @@ def test_the_tokenizer_that_does_not_survive_saving_is_caught(
 def test_weights_that_do_not_survive_saving_are_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tutorial_lib import export
+    from tutorial_lib.export import model as export
 
     whole = export.save_model
 
@@ -249,7 +249,7 @@ def test_weights_that_do_not_survive_saving_are_caught(
         tensors["classifier.out_proj.bias"] = tensors["classifier.out_proj.bias"] + float("nan")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr("tutorial_lib.export.save_model", and_spoil)
+    monkeypatch.setattr("tutorial_lib.export.model.save_model", and_spoil)
     with pytest.raises(ExportError, match="weights did not survive"):
         export_model("embedded", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -15,14 +15,16 @@ import pytest
 from tests.conftest import eventually
 from tutorial_lib import (
     ApiError,
+    NoAnswer,
     StartTimeout,
+    TimedOut,
     TorchServe,
     TutorialError,
     WorkerFailed,
     build_archive,
 )
 from tutorial_lib.cores import all_cores
-from tutorial_lib.preload_python import VARIABLE
+from tutorial_lib.preload.python import VARIABLE
 
 pytestmark = pytest.mark.faults
 
@@ -100,9 +102,9 @@ def moody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
         yield server
 
 
-def error_of(server: TorchServe, text: str, **options: Any) -> ApiError:
+def error_of(server: TorchServe, text: str) -> ApiError:
     with pytest.raises(ApiError) as raised:
-        server.inference.predict("m", text.encode(), **options)
+        server.inference.predict("m", text.encode())
     return raised.value
 
 
@@ -153,7 +155,7 @@ def answers(server: TorchServe) -> None:
     def answer() -> bool:
         try:
             return bool(server.inference.predict("m", b"", timeout=5))
-        except ApiError:
+        except (ApiError, NoAnswer):
             return False
 
     eventually(answer, 120)
@@ -167,14 +169,15 @@ def test_what_needs_no_log_is_told_at_once_and_names_its_limit(moody: TorchServe
         moody.inference.predict("unknown", b"")
     assert "max_request_size is 150000" in str(error_of(moody, "x" * 200_000))
     assert time.monotonic() - began < 2
-    assert "responseTimeout is 4 here" in str(error_of(moody, "raise a", timeout=0.05))
+    with pytest.raises(TimedOut, match="responseTimeout is 4 here"):
+        moody.inference.predict("m", b"raise a", timeout=0.05)
 
 
 def test_a_stream_that_breaks_off_has_the_traceback(moody: TorchServe) -> None:
     answers(moody)
     parts = moody.inference.predict_stream("m", b"stream")
     assert next(parts) == b"part"
-    with pytest.raises(ApiError, match="ValueError: in the middle"):
+    with pytest.raises(NoAnswer, match="ValueError: in the middle"):
         list(parts)
 
 

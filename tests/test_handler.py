@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tutorial_lib import ApiError, TorchServe, worker
+from tutorial_lib import ApiError, TorchServe
 from tutorial_lib.testing import HandlerAnswer, run_handler
+from tutorial_lib.worker import contract as worker
 
 GOOD = {"input": ["I love this!", "this is awful"]}
 RIGHT = ["Positive", "Negative"]

@@ -236,7 +236,7 @@ def test_a_user_without_a_name_can_check(tmp_path: Path, monkeypatch: pytest.Mon
 def test_threads_are_those_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tutorial_lib.handler_report.usable_cores", lambda: 6)
+    monkeypatch.setattr("tutorial_lib.handlers.check_handler.usable_cores", lambda: 6)
     report = report_of(
         tmp_path,
         TABLE.replace("ANSWERS", SOUND),

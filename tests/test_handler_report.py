@@ -10,7 +10,7 @@ import pytest
 
 from tests import handlers
 from tutorial_lib import ArchiveError, build_archive
-from tutorial_lib.handler_report import main
+from tutorial_lib.handlers.check_handler import main
 from tutorial_lib.testing import check_handler
 
 pytestmark = pytest.mark.faults

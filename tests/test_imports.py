@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import tutorial_lib
-from tests.conftest import ROOT
 from tutorial_lib import testing
 
 HEAVY = ("torch", "numpy", "pandas", "transformers", "pytest", "safetensors", "ray", "matplotlib")
@@ -78,23 +76,11 @@ def test_every_public_name_loads_and_is_listed() -> None:
         assert getattr(tutorial_lib, name).__name__ == name
         assert name in dir(tutorial_lib)
     assert tutorial_lib.__all__ == sorted(tutorial_lib.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'TorchServer'"):
-        _ = tutorial_lib.TorchServer
+    with pytest.raises(AttributeError, match="attribute TorchServer"):
+        _ = tutorial_lib.TorchServer  # type: ignore[attr-defined]
 
 
 def test_no_module_has_a_public_names_name() -> None:
     """Else `from tutorial_lib import it` gives the module, and the call fails with "not callable"."""
     files = Path(tutorial_lib.__file__).parent.glob("*.py")
     assert not {*tutorial_lib.__all__, *testing.__all__} & {file.stem for file in files}
-
-
-def test_type_checkers_see_the_names_that_load() -> None:
-    """The imports under TYPE_CHECKING are those that `__getattr__` makes."""
-    tree = ast.parse((ROOT / "tutorial_lib" / "__init__.py").read_text())
-    seen = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tutorial_lib.")
-        for alias in node.names
-    }
-    assert seen == set(tutorial_lib.__all__)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutorial_lib import TorchServe, first_traceback, parse_context
-from tutorial_lib.logs import wait_for_traceback
+from tutorial_lib.servers.logs import wait_for_traceback
 
 
 def line(text: str, worker: int = 9000, stream: str = "stdout") -> str:

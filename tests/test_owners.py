@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import eventually, gone, orphan
 from tutorial_lib import processes
-from tutorial_lib.preload_python import VARIABLE
-from tutorial_lib.processes import new_folder, orphans, reap_orphans, remove_folder, set_engine
+from tutorial_lib.preload.python import VARIABLE
+from tutorial_lib.processes import mark_fork, new_folder, orphans, reap_orphans, remove_folder, set_engine
 
 pytestmark = pytest.mark.faults
 
@@ -29,7 +29,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 @pytest.fixture(autouse=True)
 def _own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.delenv(VARIABLE, raising=False)  # a preloading process that still imports does not answer
+    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 @contextlib.contextmanager
@@ -53,6 +53,20 @@ def test_an_orphan_is_removed_with_its_processes_and_nothing_else(tmp_path: Path
     assert list(tmp_path.iterdir()) == [mine] and list(mine.iterdir()) == [mine / OWNER_FILE]
     remove_folder(mine)
     assert not mine.exists()
+
+
+def test_a_fork_is_known_by_its_file_if_its_start_is_the_files(tmp_path: Path) -> None:
+    """The system shows the variables of the process that it is a fork of."""
+    folder = orphan(tmp_path)
+    with running_in(tmp_path / "other") as fork, running_in(tmp_path / "other") as other:
+        mark_fork(folder, fork.pid)
+        [file] = folder.glob("*.fork.*")
+        earlier = file.name.replace(str(fork.pid), str(other.pid)) + "0"  # of a process with other's id
+        (folder / earlier).touch()
+        assert processes.processes_of(folder) == [fork]
+        reap_orphans()
+        assert gone([fork]) and not gone([other]) and not folder.exists()
+    mark_fork(folder, fork.pid)  # too late
 
 
 # Makes a stranger's folder of an orphan's; the orphan itself is left too, or is gone.

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from tests.conftest import below, eventually, folders, gone
-from tutorial_lib import PackageMissing, TorchServe, WorkerFailed, build_archive, preload, preloaded
-from tutorial_lib.preload import MODULES, python_for
-from tutorial_lib.preload_python import VARIABLE, circumstances
+from tutorial_lib import PackageMissing, TorchServe, WorkerFailed, build_archive, preloaded
+from tutorial_lib.preload.owner import MODULES, python_for
+from tutorial_lib.preload.python import VARIABLE, circumstances
 
 # Answers with what a handler can see of its process.
 SEEN = """
@@ -66,7 +66,7 @@ from tutorial_lib import TorchServe
 
 with TorchServe(models={"m": sys.argv[1]}) as server:
     worker = psutil.Process(server.management.describe("m")["workers"][0]["pid"])
-    print("preload_process" in " ".join(worker.parent().cmdline()))
+    print("preload.process" in " ".join(worker.parent().cmdline()))
 """
 
 
@@ -83,7 +83,7 @@ def worker(server: TorchServe, model: str = "m") -> psutil.Process:
 
 
 def is_preloading(process: psutil.Process) -> bool:
-    return "preload_process" in " ".join(process.cmdline())
+    return "preload.process" in " ".join(process.cmdline())
 
 
 def is_fork(process: psutil.Process) -> bool:
@@ -358,7 +358,7 @@ def test_a_folder_in_which_no_program_may_run(
 
 
 def test_elsewhere_than_on_linux_workers_start_as_always(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preload, "POSSIBLE", False)
+    monkeypatch.setattr("tutorial_lib.preload.owner.POSSIBLE", False)
     with preloaded(), TorchServe(models={"m": echo}, preload=True) as server:
         assert VARIABLE not in os.environ and not is_fork(worker(server))
 

@@ -16,8 +16,8 @@ from jupyter_client.manager import start_new_kernel
 
 from tests.conftest import below, eventually, folders, gone
 from tutorial_lib import TorchServe, TutorialError, archive_sha256, preloaded
-from tutorial_lib.console_log import older_part
 from tutorial_lib.processes import end_processes, processes_of, reap_orphans
+from tutorial_lib.servers.console_log import older_part
 
 pytestmark = pytest.mark.faults
 
@@ -194,7 +194,7 @@ def test_what_no_launcher_ended_is_reaped_and_what_others_have_is_not(
 def test_a_launcher_that_does_nothing_is_killed(
     echo: Path, _quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tutorial_lib.launcher.GRACE", 0.5)
+    monkeypatch.setattr("tutorial_lib.servers.launcher.GRACE", 0.5)
     with TorchServe(models={"m": echo}) as server:
         running = below(server.pid)
         psutil.Process(server.pid).suspend()

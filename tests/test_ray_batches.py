@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.handlers import laid_out
-from tutorial_lib import worker
 from tutorial_lib.ray_app.batches import Answer, Batches, Job, NotBegun
-from tutorial_lib.worker_process import LoadFailed, WorkerProcess
+from tutorial_lib.worker import contract as worker
+from tutorial_lib.worker.process import LoadFailed, WorkerProcess
 
 # Answers each request with the numbers of its batch; "wait" holds a batch until that file is there.
 HANDLER = """

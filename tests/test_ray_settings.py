@@ -14,8 +14,8 @@ import pytest
 
 from tests import handlers
 from tutorial_lib import ArchiveError, archive_sha256
-from tutorial_lib.archive import unpack
-from tutorial_lib.archive_settings import check_settings
+from tutorial_lib.archives.building import unpack
+from tutorial_lib.archives.settings import check_settings
 
 ray = pytest.importorskip("ray", reason="pip install '.[ray]'")
 

@@ -25,7 +25,7 @@ from tutorial_lib import (
     WorkerFailed,
     build_archive,
 )
-from tutorial_lib.redeploy import redeploy
+from tutorial_lib.servers.redeploy import redeploy
 
 HANDLER = (ROOT / "handler.py").read_text()
 SAMPLE = {"input": ["I love this!"]}
@@ -224,7 +224,7 @@ def test_redeploys_at_once_wait_for_each_other(own: TorchServe, own_model: Path,
     def in_process(file: Path) -> None:
         client = ManagementClient(own.management_address, token=own.token("management"))
         log, folder = own.log_dir / "console.log", folder_of_versions(own)
-        answers.put(redeploy(client, log, folder, "own", serialized_file=file))
+        answers.put(redeploy(client, log, folder, "own", {"serialized_file": file}))
 
     processes = [context.Process(target=in_process, args=(file,)) for file in files[:2]]
     for process in processes:

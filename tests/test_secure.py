@@ -23,13 +23,14 @@ from tutorial_lib import (
     ApiError,
     ArchiveError,
     InferenceClient,
+    TlsError,
     TorchServe,
     archive_sha256,
     build_archive,
     load_test,
     read_manifest,
 )
-from tutorial_lib.client import TokenType
+from tutorial_lib.clients.tokens import TokenType
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +160,9 @@ def test_https_is_verified(strict: TorchServe) -> None:
     assert strict.inference_address.startswith("https://127.0.0.1:")
     assert strict.inference.predict("m", b"hi") == "hi"
     assert not strict.metrics.scrape("ts_").empty
-    with pytest.raises(ApiError, match="give the client verify="):
+    with pytest.raises(TlsError, match="give the client verify="):
         InferenceClient(strict.inference_address, token=strict.token("inference")).ping()
-    with pytest.raises(ApiError, match="verify="):  # signed for 127.0.0.1 alone
+    with pytest.raises(TlsError, match="verify="):  # signed for 127.0.0.1 alone
         InferenceClient(
             strict.inference_address.replace("127.0.0.1", "localhost"), verify=strict.inference._verify
         ).ping()

@@ -19,6 +19,7 @@ from tests.conftest import SAMPLE, below, eventually, folders, gone
 from tutorial_lib import (
     ApiError,
     ArchiveError,
+    NoAnswer,
     PortInUse,
     StartTimeout,
     TorchServe,
@@ -92,13 +93,13 @@ def test_it_serves_on_after_a_crash_and_tells_when_its_jvm_is_gone(echo: Path) -
         def answers() -> bool:
             try:
                 return bool(server.inference.predict("echo", b"again", timeout=5) == "again")
-            except ApiError:
+            except (ApiError, NoAnswer):
                 return False
 
         eventually(answers, 180)
         running += below(server.pid)
         next(process for process in running if process.name().startswith("java")).kill()
-        with pytest.raises(ApiError, match="Is the server running"):
+        with pytest.raises(NoAnswer, match="Is the server running"):
             server.inference.ping()
         raise KeyboardInterrupt
     assert gone(running)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.certificates import write_certificate
 from tests.conftest import ROOT
 from tutorial_lib import ApiError, PortInUse, TorchServe, TutorialError
-from tutorial_lib.server_config import ServerConfig, to_properties
+from tutorial_lib.servers.config import ServerConfig, to_properties
 
 
 def read_properties(text: str) -> dict[str, str]:

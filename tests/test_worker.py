@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import handlers
-from tutorial_lib import worker
+from tutorial_lib.worker import contract as worker
 
 USES_HELPER = "import helper\nimport json\n\ndef handle(data, context):\n    return data and [helper.NAME]\n"
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests import handlers
 from tests.conftest import eventually, gone
-from tutorial_lib import worker
-from tutorial_lib.worker_process import LoadFailed, WorkerDied, WorkerProcess
+from tutorial_lib.worker import contract as worker
+from tutorial_lib.worker.process import LoadFailed, WorkerDied, WorkerProcess
 
 # What a request asks for is what the handler does.
 HANDLER = """
@@ -169,8 +169,8 @@ def test_a_handler_that_can_not_be_loaded_says_why(
 @pytest.mark.parametrize("last", ["abc", "hang"])
 def test_a_killed_owner_leaves_nothing(tmp_path: Path, last: str) -> None:
     script = (
-        "import sys; from pathlib import Path; from tutorial_lib import worker\n"
-        "from tutorial_lib.worker_process import WorkerProcess\n"
+        "import sys; from pathlib import Path; from tutorial_lib.worker import contract as worker\n"
+        "from tutorial_lib.worker.process import WorkerProcess\n"
         "process = WorkerProcess(Path(sys.argv[1]), 'm', on_metric=lambda metric: None); process.load()\n"
         "print(process.pid, flush=True)\n"
         "part = worker.parameter('body', 'application/octet-stream', sys.argv[2].encode())\n"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def load(path: Path) -> dict[Any, Any]:
 
 
 def test_the_workflows_are_those_that_are_meant() -> None:
-    assert [path.stem for path in WORKFLOWS] == ["book", "ci"]
+    assert [path.stem for path in WORKFLOWS] == ["book", "ci", "weekly"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -42,12 +43,44 @@ def test_each_job_is_limited_and_each_action_is_one_commit(path: Path) -> None:
         assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action), action
 
 
-def test_the_tests_run_on_each_supported_python() -> None:
-    job = load(ROOT / ".github/workflows/ci.yml")["jobs"]["test"]
+@pytest.mark.parametrize(("workflow", "job", "pins"), [("ci", "test", ""), ("weekly", "newest", "PINS= ")])
+def test_the_tests_run_on_each_supported_python(workflow: str, job: str, pins: str) -> None:
+    runs = load(ROOT / f".github/workflows/{workflow}.yml")["jobs"][job]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     supported = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
-    assert job["strategy"]["matrix"]["python"] == supported
-    assert job["steps"][-1]["run"] == "make PYTHON=python${{ matrix.python }} test"
+    assert runs["strategy"]["matrix"]["python"] == supported
+    assert runs["steps"][-1]["run"] == "make PYTHON=python${{ matrix.python }} " + pins + "test"
+
+
+def test_a_commit_is_tested_once() -> None:
+    """With `push` on all branches, each commit of a pull request was tested twice."""
+    assert load(ROOT / ".github/workflows/ci.yml")[True] == {
+        "push": {"branches": ["main"]},
+        "pull_request": None,
+    }
+
+
+def test_the_weekly_run_starts_by_the_clock_and_by_hand() -> None:
+    triggers = load(ROOT / ".github/workflows/weekly.yml")[True]
+    assert triggers.keys() == {"schedule", "workflow_dispatch"}
+    minute, hour, *days = triggers["schedule"][0]["cron"].split()
+    assert days == ["*", "*", "1"] and int(hour) < 24 and 0 < int(minute) < 60  # at full hours GitHub is busy
+
+
+@pytest.mark.parametrize(
+    ("pins", "shown"), [((), "-c constraints.txt -e"), (("PINS=",), "--progress-bar off -e")]
+)
+def test_setup_leaves_the_pins_out_if_asked_to(pins: tuple[str, ...], shown: str) -> None:
+    command = ["make", "--dry-run", "--always-make", *pins, f"PYTHON={sys.executable}", "setup"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert re.search(rf"pip install .*{shown} ", " ".join(done.stdout.split())), done.stderr
+
+
+def test_dependabot_watches_actions_and_pins() -> None:
+    settings = load(ROOT / ".github" / "dependabot.yml")
+    watched = {entry["package-ecosystem"]: entry["directory"] for entry in settings["updates"]}
+    assert settings["version"] == 2 and watched == {"github-actions": "/", "pip": "/"}
+    assert (ROOT / "constraints.txt").is_file()  # in the folder that is watched
 
 
 def test_the_published_folder_is_the_one_that_make_run_writes() -> None:
@@ -68,7 +101,7 @@ def test_each_make_target_that_a_workflow_runs_is_there(path: Path) -> None:
     for command in runs:
         if command.startswith("make "):
             assert command.split()[-1] in targets
-        else:
+        elif not command.startswith(".venv/bin/python "):
             assert (ROOT / command.removeprefix("bash ")).is_file()
 
 

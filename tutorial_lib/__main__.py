@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from tutorial_lib import __version__
-from tutorial_lib.environment import EXTRAS, check_environment
 from tutorial_lib.extras import DISTRIBUTION
+from tutorial_lib.machine.environment import EXTRAS, check_environment
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; without a command, checks the machine."""
     if arguments[:1] == ["check-handler"]:
-        from tutorial_lib.handler_report import main as check_handler
+        from tutorial_lib.handlers.check_handler import main as check_handler
 
         return check_handler(arguments)  # which reads its own options
     parser = argparse.ArgumentParser("python -m tutorial_lib", description=__doc__, allow_abbrev=False)

@@ -9,23 +9,12 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000" allows 2 cores' time,
 
 
 def all_cores() -> int:
-    """Returns the number of cores that this process may run on, by its affinity where the system has one.
-
-    >>> all_cores() > 0
-    True
-    """
+    """Returns the number of cores that this process may run on, by its affinity where the system has one."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
-    """Returns how many cores' time this process may use: `all_cores`, or less where a container has a quota.
-
-    Args:
-        quota: the file with the quota of the control group.
-
-    >>> usable_cores(Path("/no/such/file")) == all_cores()
-    True
-    """
+    """Returns how many cores' time this process may use: `all_cores`, or less by a container's quota."""
     try:
         time, period = quota.read_text(encoding="ascii").split()
         return max(1, min(all_cores(), int(time) // int(period)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import NamedTuple
+from collections.abc import Callable
 
 
 class TutorialError(Exception):
@@ -55,7 +55,18 @@ class PortInUse(TutorialError):
         )
 
 
-class ServerExited(TutorialError):
+class _Exited(TutorialError):
+    _what: str
+
+    def __init__(self, returncode: int | None, log_tail: str, hint: str = "") -> None:
+        self.returncode, self.log_tail = returncode, log_tail
+        super().__init__(
+            f"{self._what} ended with exit status {returncode}. {hint}".rstrip()
+            + f"\nIts last lines:\n{log_tail or '(it printed nothing)'}"
+        )
+
+
+class ServerExited(_Exited):
     """The server's process ended when it should be running.
 
     Attributes:
@@ -63,13 +74,18 @@ class ServerExited(TutorialError):
         log_tail: the last lines that the server printed.
     """
 
-    def __init__(self, returncode: int | None, log_tail: str, hint: str = "") -> None:
-        self.returncode = returncode
-        self.log_tail = log_tail
-        super().__init__(
-            f"TorchServe ended with exit status {returncode}. {hint}".rstrip()
-            + f"\nIts last lines:\n{log_tail or '(it printed nothing)'}"
-        )
+    _what = "TorchServe"
+
+
+class ContainerExited(_Exited):
+    """A container ended when it should be running.
+
+    Attributes:
+        returncode: its exit status.
+        log_tail: the last lines that it printed.
+    """
+
+    _what = "The container"
 
 
 class StartTimeout(TutorialError):
@@ -151,22 +167,6 @@ class ImageError(TutorialError):
     """An image could not be built, pushed or pulled, or is not there."""
 
 
-class ContainerExited(TutorialError):
-    """A container ended when it should be running.
-
-    Attributes:
-        returncode: its exit status.
-        log_tail: the last lines that it printed.
-    """
-
-    def __init__(self, returncode: int, log_tail: str, hint: str = "") -> None:
-        self.returncode, self.log_tail = returncode, log_tail
-        super().__init__(
-            f"The container ended with exit status {returncode}. {hint}".rstrip()
-            + f"\nIts last lines:\n{log_tail or '(it printed nothing)'}"
-        )
-
-
 class OutOfMemory(TutorialError):
     """A container's memory limit is too small for the server and its workers.
 
@@ -182,23 +182,10 @@ class OutOfMemory(TutorialError):
         )
 
 
-class ApiError(TutorialError):
-    """The server answered a call with an error, or no answer came.
-
-    Attributes:
-        status: HTTP status code; 0 if no request was sent, or no answer of TorchServe came back.
-        kind: TorchServe's name of the error ("InvalidKeyException", …).
-        message: the server's message.
-
-    >>> ApiError(409, "ConflictStatusException", "Model version 1.0 is already registered")
-    ApiError('409 ConflictStatusException: ... That version is there already: unregister it first, ...')
-    """
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        self.status, self.kind, self.message = status, kind, message
-        what = ": ".join(part for part in (f"{status} {kind}" if status else kind, message) if part)
-        self._what = what.rstrip(".")
-        super().__init__(f"{self._what}. {_advice(status, kind, message)}".rstrip())
+class _RequestFailed(TutorialError):
+    def __init__(self, message: str, what: str, advice: str) -> None:
+        self.message, self._what = message, what.rstrip(".")
+        super().__init__(f"{self._what}. {advice}".rstrip())
 
     def add_cause(self, cause: str, *, in_place_of_advice: bool = False) -> None:
         """Adds to the error's text what the server's log says about the failure.
@@ -211,157 +198,165 @@ class ApiError(TutorialError):
         self.args = (f"{self._what}. {cause}" if in_place_of_advice else f"{self}\n{cause}",)
 
 
-class _Advice(NamedTuple):
-    """Advice on an error answer; a field that is None or "" matches every answer."""
+class NoAnswer(_RequestFailed):
+    """A request got no answer, or only the beginning of one; the subclasses say why.
 
-    advice: str
-    status: int | None = None
-    kind: str = ""  # regular expressions, searched without regard to case
-    message: str = ""
+    Attributes:
+        kind: the name of the class.
+        message: what happened, without the advice on it.
+
+    >>> ConnectionFailed("Nothing answers at http://127.0.0.1:1")
+    ConnectionFailed('Nothing answers at http://127.0.0.1:1. Is the server running, and is that its address?')
+    """
+
+    _advice = "Is the server running, and is that its address?"
+
+    def __init__(self, message: str) -> None:
+        self.kind = type(self).__name__
+        super().__init__(message, message, self._advice)
 
 
-_STUMBLED = (
-    "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the worker. After an "
-    "unregister, workers of that version may be left until the server stops. Next time, let its requests end "
-    "first: make another version the default one."
-)
+class ConnectionFailed(NoAnswer):
+    """The server could not be reached."""
 
-# The first row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
-_ADVICE = (
-    _Advice(
-        "The access token is missing, wrong or expired. server.token(…) returns a valid one, renewed if it "
-        "has expired: send it as 'Authorization: Bearer …'. A client with token=KeyFile(…) renews its own. "
-        "(The one in key_file.json may have expired.)",
-        kind="^InvalidKeyException$",
-    ),
-    # These messages say what to do: the client's own, and those of handler.py's limit for a batch.
-    _Advice("", kind="^(InvalidArgument|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge)$"),
-    _Advice("Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.", status=401),
-    _Advice(
-        "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg says "
-        "whether it did. TorchServe starts the worker again: try again, as predict(…, retries=1) does, and "
-        "if workers are killed again, use fewer workers, a smaller batch, or a smaller model.",
-        status=507,
-        message="died",
-    ),
-    _Advice(
+
+class AnswerBrokeOff(ConnectionFailed):
+    """The connection ended in the middle of an answer."""
+
+    _advice = "The handler failed, or its worker died: the first traceback in the model log says where."
+
+
+class TimedOut(NoAnswer):
+    """The answer, or what was waited for, did not come in time."""
+
+
+class TlsError(NoAnswer):
+    """The server's certificate is not trusted, or is not for this address."""
+
+    _advice = (
         "The certificate is not trusted, or not for this address: give the client verify=, the file "
-        "of the server's certificate or of the authority that signed it.",
-        kind="^SSLError$",
-    ),
-    _Advice(
-        "Use an archive of the model store, or allow that address with config={'allowed_urls': …}.",
-        message="allowed URL",
-    ),
-    _Advice(
-        "pip's own reason is in the server's log: server.log_tail(200) shows it. Correct the archive's "
-        "requirements_file, or install the packages where the server runs.",
-        message="Custom pip package installation failed",
-    ),
-    _Advice(
-        "Its worker died while it loaded the model: the first traceback in the model log is the cause. "
-        "Unregister that version, fix it, and register it again.",
-        message="Failed to start workers",
-    ),
-    _Advice(
-        "The handler must return a list with exactly one plain item for each request of the batch.",
-        message="number of batch response mismatched|Invalid model predict output",
-    ),
-    _Advice(
-        "The worker ran out of memory: use fewer workers, a smaller batch, or a smaller model.", status=507
-    ),
-    _Advice(
-        "Was the name or the version too long? A whole URL may have 4,096 characters.",
-        message=r"^Invalid HTTP message\.$",
-    ),
-    _Advice(
-        "Is that a whole archive, and may the server read it? Build it again with build_archive.",
-        kind="^(InvalidModelException|DownloadArchiveException)$",
-    ),
-    _Advice(
-        "Is that a whole archive, and may the server read it? Build it again with build_archive.",
-        message="Failed to save model",
-    ),
-    _Advice(
-        "The URL must end in the name of an archive that the model store does not have yet.",
-        message="Model file already exists",
-    ),
-    _Advice(
-        "No such archive is in the server's model store: build it there, and give its file name.",
-        status=404,
-        message="not found at|allowed in url|empty url",
-    ),
-    _Advice(
-        "management.describe_all(…) lists the versions of a model.",
-        status=404,
-        kind="^ModelVersionNotFoundException$",
-    ),
-    _Advice(
-        "Is it the right address? Inference, management and metrics have one each.",
-        status=404,
-        kind="^ResourceNotFoundException$",
-    ),
-    _Advice(
-        "Make another version the default one first, with management.set_default(…).",
-        status=403,
-        message="default version",
-    ),
-    _Advice(
-        "Is the name right, and is the model registered? management.list_models() lists them.", status=404
-    ),
-    _Advice("Registering is off by default: start the server with model_api=True.", status=405),
-    _Advice("That version is there already: unregister it first, or register another version.", status=409),
-    _Advice("Send less in one request, or raise max_request_size (bytes) with config={…}.", status=413),
-    _Advice(
-        "The worker crashed, took longer than responseTimeout, or answered with more than max_response_size "
-        "(6,553,500 bytes unless config={…} says otherwise); server.log_tail(50) shows which. TorchServe "
-        "starts it again. If another request may be the cause, try again, as predict(…, retries=1) does; if "
-        "this request is, each retry ends another worker.",
-        status=500,
-        message="died",
-    ),
-    _Advice(
-        "TorchServe could not end a worker. Is the program `kill` on the server's PATH (Debian: procps)?",
-        message="^Interrupted while cleaning resources",
-    ),
-    _Advice(_STUMBLED, status=500, kind="^ConcurrentModificationException$"),
-    _Advice(_STUMBLED, status=500, message=r"Job\.isControlCmd"),
-    _Advice(
-        "No worker is there to answer, or the queue is full: management.describe(…) says which. "
-        "Scale the model to at least one; or try again in a moment, send less at once, or raise "
-        "jobQueueSize or the workers.",
-        status=503,
-        message="no worker",  # TorchServe gives this message for a full queue too
-    ),
-    _Advice("The handler failed: the first traceback in the model log says where.", status=503),
-    _Advice(
-        "The handler failed, or its worker died: the first traceback in the model log says where.",
-        status=0,
-        message="broke off",
-    ),
-    _Advice("Is the server running, and is that its address?", status=0),
-)
+        "of the server's certificate or of the authority that signed it."
+    )
 
 
-def _advice(status: int, kind: str, message: str) -> str:
-    """Returns what to do about an error answer; "" if no row matches."""
-    for row in _ADVICE:
-        if (
-            row.status in (None, status)
-            and re.search(row.kind, kind, re.IGNORECASE)
-            and re.search(row.message, message, re.IGNORECASE)
-        ):
-            return row.advice
-    return ""
+class NoKeyFile(NoAnswer):
+    """No request was sent: the file that the server writes its access tokens to can't be read."""
 
 
-def stumbled(error: ApiError) -> bool:
-    """Returns whether TorchServe 0.12 failed to stop a worker because a batch ended at the same moment.
+class ApiError(_RequestFailed):
+    """The server answered a call with an error, or with something that is not TorchServe's.
 
-    >>> stumbled(ApiError(500, "ConcurrentModificationException", ""))
+    Attributes:
+        status: the HTTP status code.
+        kind: TorchServe's name of the error ("InvalidKeyException", …).
+        message: the server's message.
+
+    >>> ApiError(409, "ConflictStatusException", "Model version 1.0 is already registered")
+    ApiError('409 ConflictStatusException: ... That version is there already: unregister it first, ...')
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        self.status, self.kind, self.message = status, kind, message
+        super().__init__(message, ": ".join(filter(None, (f"{status} {kind}", message))), _advice(self))
+
+
+def is_retryable(error: TutorialError) -> bool:
+    """Returns whether the same prediction, sent again, may be answered.
+
+    "Worker died" does not show who ended the worker. If it was another request or the machine, a retry is
+    answered. If it was this request, by an answer above max_response_size, by taking longer than
+    responseTimeout or by crashing the handler, each retry ends another worker, and with it the requests of
+    its batch. So set `retries` no higher than such a loss may cost.
+
+    >>> is_retryable(ApiError(500, "InternalServerException", "Worker died."))
+    True
+    >>> is_retryable(ApiError(503, "InternalServerException", "Prediction failed"))
+    False
+    """
+    if not isinstance(error, ApiError):
+        return isinstance(error, ConnectionFailed | TimedOut)
+    if error.status == 503:  # this kind is an error of the handler; the others, no worker or a full queue
+        return error.kind != "InternalServerException"
+    was_killed = error.status == 507 and "worker died" in error.message.lower()
+    return was_killed or error.status in (500, 502, 504)
+
+
+def is_stop_during_batch(error: ApiError) -> bool:
+    """Returns whether a worker's batch ended while TorchServe 0.12 stopped that worker.
+
+    >>> is_stop_during_batch(ApiError(500, "ConcurrentModificationException", ""))
     True
     """
-    return _advice(error.status, error.kind, error.message) == _STUMBLED
+    is_null = error.kind == "NullPointerException" and "Job.isControlCmd" in error.message
+    return error.status == 500 and (is_null or error.kind == "ConcurrentModificationException")
+
+
+def _is_unavailable(error: ApiError) -> bool:
+    return error.status == 503 and is_retryable(error)
+
+
+# What to do about an error answer, by the beginning of "status kind: message" or by a predicate. The first
+# row that matches wins. The statuses and messages were observed with TorchServe 0.12.0.
+_ADVICE: dict[str | Callable[[ApiError], bool], str] = {
+    r"\d+ InvalidKeyException:": "The access token is missing, wrong or expired. server.token(…) returns a "
+    "valid one, renewed if it has expired: send it as 'Authorization: Bearer …'. A client with "
+    "token=KeyFile(…) renews its own. (The one in key_file.json may have expired.)",
+    # These messages say what to do: the client's own, and those of handler.py's limit for a batch.
+    r"\d+ (Redirected|ServiceUnavailable|ContentTooLarge|RequestEntityTooLarge):": "",
+    r"\d+ NotTorchServe:": "Is the server running, and is that its address?",
+    "401": "Send the container's key (container.token(…) has it) as 'Authorization: Bearer …'.",
+    "507 .*died": "The worker was killed (SIGKILL), which is what Linux does when memory runs out; dmesg "
+    "says whether it did. TorchServe starts the worker again: try again, as predict(…, retries=1) does, and "
+    "if workers are killed again, use fewer workers, a smaller batch, or a smaller model.",
+    ".*allowed URL": "Use an archive of the model store, or allow that address with config={'allowed_urls': "
+    "…}.",
+    ".*Custom pip package installation failed": "pip's own reason is in the server's log: "
+    "server.log_tail(200) shows it. Correct the archive's requirements_file, or install the packages where "
+    "the server runs.",
+    ".*Failed to start workers": "Its worker died while it loaded the model: the first traceback in the "
+    "model log is the cause. Unregister that version, fix it, and register it again.",
+    ".*(number of batch response mismatched|Invalid model predict output)": "The handler must return a list "
+    "with exactly one plain item for each request of the batch.",
+    "507": "The worker ran out of memory: use fewer workers, a smaller batch, or a smaller model.",
+    r".*: Invalid HTTP message\.$": "Was the name or the version too long? A whole URL may have 4,096 "
+    "characters.",
+    r"\d+ (InvalidModelException|DownloadArchiveException):|.*Failed to save model": "Is that a whole "
+    "archive, and may the server read it? Build it again with build_archive.",
+    ".*Model file already exists": "The URL must end in the name of an archive that the model store does "
+    "not have yet.",
+    "404 .*(not found at|allowed in url|empty url)": "No such archive is in the server's model store: build "
+    "it there, and give its file name.",
+    "404 ModelVersionNotFoundException:": "management.describe_all(…) lists the versions of a model.",
+    "404 ResourceNotFoundException:": "Is it the right address? Inference, management and metrics have one "
+    "each.",
+    "403 .*default version": "Make another version the default one first, with management.set_default(…).",
+    "404": "Is the name right, and is the model registered? management.list_models() lists them.",
+    "405": "Registering is off by default: start the server with model_api=True.",
+    "409": "That version is there already: unregister it first, or register another version.",
+    "413": "Send less in one request, or raise max_request_size (bytes) with config={…}.",
+    "500 .*died": "The worker crashed, took longer than responseTimeout, or answered with more than "
+    "max_response_size (6,553,500 bytes unless config={…} says otherwise); server.log_tail(50) shows which. "
+    "TorchServe starts it again. If another request may be the cause, try again, as predict(…, retries=1) "
+    "does; if this request is, each retry ends another worker.",
+    ".*: Interrupted while cleaning resources": "TorchServe could not end a worker. Is the program `kill` "
+    "on the server's PATH (Debian: procps)?",
+    is_stop_during_batch: "TorchServe 0.12 fails so if a worker's batch ends while TorchServe stops the "
+    "worker. After an unregister, workers of that version may be left until the server stops. Next time, "
+    "let its requests end first: make another version the default one.",
+    _is_unavailable: "No worker is there to answer, or the queue is full: management.describe(…) says "
+    "which. Scale the model to at least one; or try again in a moment, send less at once, or raise "
+    "jobQueueSize or the workers.",
+    "503": "The handler failed: the first traceback in the model log says where.",
+}
+
+
+def _advice(error: ApiError) -> str:
+    """Returns what to do about an error answer; "" if no row matches."""
+    text = f"{error.status} {error.kind}: {error.message}"
+    for row, advice in _ADVICE.items():
+        if re.match(row, text, re.IGNORECASE | re.DOTALL) if isinstance(row, str) else row(error):
+            return advice
+    return ""
 
 
 _TOO_MANY_FILES = "This process may open no more files: close some, or raise the limit (`ulimit -n`)."
@@ -390,11 +385,17 @@ def explain_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{path}. {advice}"
 
 
+_TOO_MANY_THREADS = (
+    "The limit on processes and threads is too small: raise it (a container's with "
+    'options=["--pids-limit=2048"], a user\'s with ulimit -u).'
+)
 # What well-known lines mean: TorchServe's own, and those with which an exception ends. The first row that
 # matches a line wins.
 _LOG_HINTS = {
     "transport error 202": "A debugger's port is taken: see JAVA_TOOL_OPTIONS in the environment.",
     "Java heap space": "The JVM has too little memory: see -Xmx in vmargs, or in JAVA_TOOL_OPTIONS.",
+    "unable to create native thread|pthread_create failed|[Tt]hread creation failed": _TOO_MANY_THREADS,
+    r"can't start new thread|(fork|error=11|Errno 11).*temporarily unavailable": _TOO_MANY_THREADS,
     "No space left on device": "A disk is full, or has no room for more files: free some. For the temporary "
     "folder, TMPDIR may name another disk, with a short path.",
     "Too many open files": "It may not open more files: raise the limit (ulimit -n).",

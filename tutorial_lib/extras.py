@@ -13,21 +13,13 @@ DISTRIBUTION = "torchserve-course"
 
 @contextlib.contextmanager
 def extra(name: str, what: str, *packages: str) -> Iterator[None]:
-    """Wraps the imports of packages that an extra of this distribution installs.
-
-    Args:
-        name: the extra, as in `pip install 'torchserve-course[load]'`.
-        what: what needs the packages, as the message names it.
-        packages: the names of those that are imported later, when they are used.
+    """Wraps imports that need an extra; takes the arguments of `need`.
 
     Raises:
-        PackageMissing: an import in the block failed because a package is not installed, or one of
-            `packages` is not.
+        PackageMissing: an import in the block failed, or one of `packages` is not installed.
 
-    >>> with extra("load", "load_test"):
-    ...     import no_such_package
-    Traceback (most recent call last):
-    tutorial_lib.errors.PackageMissing: load_test needs the package no_such_package, which is not installed...
+    >>> with extra("load", "load_test", "pandas"):
+    ...     import aiohttp
     """
     need(name, what, *packages)
     try:
@@ -38,19 +30,17 @@ def extra(name: str, what: str, *packages: str) -> Iterator[None]:
 
 
 def need(name: str, what: str, *packages: str) -> None:
-    """Checks that packages that are imported later, or by another process, are installed.
+    """Checks that packages which are imported later, or by another process, are installed.
 
     Args:
-        name: the extra that installs them.
+        name: the extra that installs them, as in `pip install 'torchserve-course[load]'`.
         what: what needs them, as the message names it.
         packages: the names to import.
 
     Raises:
         PackageMissing: one of them is not installed.
 
-    >>> need("serving", "TorchServe", "json", "no_such_package")
-    Traceback (most recent call last):
-    tutorial_lib.errors.PackageMissing: TorchServe needs the package no_such_package, which is not...
+    >>> need("serving", "TorchServe", "ts")
     """
     for package in packages:
         if find_spec(package) is None:

@@ -3,7 +3,8 @@
 Each server has a temporary folder with an owner file in it. The owner, which is the process that made the
 folder, keeps that file locked. The kernel releases the lock when the owner ends, whatever the clock says, and
 across containers that share the folder. So a folder is an orphan if its owner file can be locked. A server's
-processes are those of this user whose variable TEMP names the folder.
+processes are those of this user whose variable TEMP names the folder. A fork's variables can't be seen, so
+`mark_fork` leaves a file in the folder for each fork.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import IO
 
 import psutil
 
-from tutorial_lib import preload_python
 from tutorial_lib.errors import TutorialError, explain_os_error
 
 if sys.platform == "win32":
@@ -34,6 +34,7 @@ else:
 
 _OWNER_FILE = "tutorial_lib.owner"
 _ENGINE_FILE = "tutorial_lib.engine"  # in a container's folder: the engine that runs the container
+_FORK_FILE = "tutorial_lib.fork"  # in a folder for each fork: its id and its start are in the file's name
 _held: dict[Path, IO[bytes]] = {}  # this process's folders → their owner files, locked while they are open
 _pipes: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()  # standard input of what this process started
 
@@ -54,9 +55,6 @@ if sys.platform != "win32":
 
 def new_folder() -> Path:
     """Makes a temporary folder, which belongs to this process until `remove_folder` or the process's end.
-
-    Raises:
-        TutorialError: no folder or file can be made in the folder for temporary files.
 
     >>> folder = new_folder()
     >>> folder in list(orphans()), remove_folder(folder)
@@ -90,28 +88,22 @@ def remove_folder(folder: Path) -> None:
 
 
 def orphans(engine: str = "") -> Iterator[Path]:
-    """Yields the folders of this user whose owners are dead; they belong to this process until the next one.
+    """Yields the folders of this user whose owners are dead; each belongs to this process until the next one.
 
-    Args:
-        engine: yield only the folders of containers that this engine runs; "": only those of no container.
-
-    >>> list(orphans("no such engine"))
-    []
+    With an engine: only the folders of containers that the engine runs; without: those of no container.
     """
     for folder in Path(tempfile.gettempdir()).resolve().glob("ts-*"):
         if _claim(folder):
             try:
-                if _engine(folder) == engine:
+                file = folder / _ENGINE_FILE
+                if (file.read_text(encoding="utf-8") if file.exists() else "") == engine:
                     yield folder
             finally:
                 _release(folder)
 
 
 def reap_orphans() -> None:
-    """Ends the servers whose owners and launchers were killed, and removes their folders.
-
-    >>> reap_orphans()
-    """
+    """Ends the servers whose owners and launchers were killed, and removes their folders."""
     for folder in orphans():
         end_processes(folder, grace=0)
         remove_folder(folder)
@@ -120,14 +112,8 @@ def reap_orphans() -> None:
 def remove_if_orphan(folder: Path, patience: float = 0) -> None:
     """Removes a server's folder if its owner is dead; for the processes that end after their owner.
 
-    Args:
-        folder: the server's folder.
-        patience: seconds to wait for the lock. A process that ends closes its files one after the other, so
-            its pipes may be closed before its lock is released.
-
-    >>> folder = new_folder()
-    >>> remove_if_orphan(folder), folder.is_dir(), remove_folder(folder)
-    (None, True, None)
+    A process that ends closes its files one after the other, so its pipes may be closed before its lock is
+    released: `patience` is how many seconds to wait for the lock.
     """
     deadline = time.monotonic() + patience
     while not (is_orphan := _claim(folder)) and time.monotonic() < deadline:
@@ -137,18 +123,8 @@ def remove_if_orphan(folder: Path, patience: float = 0) -> None:
 
 
 def set_engine(folder: Path, engine: str) -> None:
-    """Writes down that a folder is a container's: only a process that uses the engine may remove it.
-
-    >>> folder = new_folder()
-    >>> set_engine(folder, "podman"), remove_folder(folder)
-    (None, None)
-    """
+    """Writes down that a folder is a container's: only a process that uses the engine may remove it."""
     (folder / _ENGINE_FILE).write_text(engine, encoding="utf-8")
-
-
-def _engine(folder: Path) -> str:
-    path = folder / _ENGINE_FILE
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _own(folder: Path) -> None:
@@ -224,17 +200,7 @@ def _hosts() -> set[bytes]:
 def start_owned(
     command: Sequence[str], folder: Path, environment: Mapping[str, str], output: int | IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    """Starts a process whose standard input is closed when this process ends, however it ends.
-
-    Args:
-        command: the program and its arguments.
-        folder: its working directory.
-        environment: its variables.
-        output: where it writes its output.
-
-    >>> with start_owned(["sleep", "600"], Path(), os.environ, subprocess.DEVNULL) as process:
-    ...     process.kill()
-    """
+    """Starts a process in a folder; its standard input is closed when this process ends, however it ends."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -251,38 +217,27 @@ def start_owned(
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Returns this user's processes whose temporary folder this is: launcher, JVM, workers, preloaded or not.
-
-    Args:
-        folder: the folder that TEMP names in their environment.
-
-    >>> processes_of(Path("/no/such/folder"))
-    []
-    """
+    """Returns this user's other processes whose TEMP is this folder: launcher, JVM and workers."""
     found, user = [], psutil.Process().username()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            marked = process.environ().get("TEMP") == str(folder)
-            if marked and process.username() == user and process.pid != os.getpid():
+            is_its = process.environ().get("TEMP") == str(folder) or _fork_file(folder, process.pid).exists()
+            if is_its and process.username() == user and process.pid != os.getpid():
                 found.append(process)
-    return found + _forks_of(folder)
-
-
-def _forks_of(folder: Path) -> list[psutil.Process]:
-    """Returns the preloaded workers; the system shows the variables of the process that they are forks of."""
-    preloading = os.environ.get(preload_python.VARIABLE)
-    if preloading is None:
-        return []
-    try:
-        connection, answer = preload_python.ask(preloading, {"forks of": str(folder)}, timeout=10)
-    except (OSError, EOFError):
-        return []
-    connection.close()
-    found = []
-    for pid in answer["pids"]:
-        with contextlib.suppress(psutil.Error):
-            found.append(psutil.Process(pid))
     return found
+
+
+def mark_fork(folder: Path, pid: int) -> None:
+    """Leaves a file by which `processes_of` knows a fork, whose TEMP the system does not show."""
+    with contextlib.suppress(OSError):  # the fork, or the folder, is gone already
+        _fork_file(folder, pid).touch()
+
+
+def _fork_file(folder: Path, pid: int) -> Path:
+    """Returns the file of a fork. The start, in ticks since boot, is in its name: ids are used again."""
+    state = Path(f"/proc/{pid}/stat").read_bytes()  # preloading is for Linux alone
+    started = int(state.rpartition(b")")[2].split()[19])
+    return folder / f"{_FORK_FILE}.{pid}.{started}"
 
 
 def end_processes(folder: Path, *, grace: float) -> None:
@@ -291,8 +246,6 @@ def end_processes(folder: Path, *, grace: float) -> None:
     Args:
         folder: see `processes_of`.
         grace: seconds that the JVM has to end; with 0 all processes are killed at once.
-
-    >>> end_processes(Path("/no/such/folder"), grace=1)
     """
     running = processes_of(folder)
     if grace and _terminate_java(running):

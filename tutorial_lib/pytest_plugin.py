@@ -6,30 +6,23 @@ when a test asks for the fixture.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from tutorial_lib.server import TorchServe
+    from tutorial_lib.servers.torchserve import TorchServe
 
 
 @pytest.fixture
 def torchserve() -> Iterator[Callable[..., TorchServe]]:
-    """Starts a real server in a test: `server = torchserve(models={"m": mar})`; the test's end stops it.
+    """Starts a server: `server = torchserve(models={"m": mar})`. The test's end stops all that were started.
 
-    `torchserve` takes the arguments of `TorchServe`, and may be called several times.
+    `torchserve` takes the arguments of `TorchServe`.
     """
-    from tutorial_lib.server import TorchServe
+    from tutorial_lib.servers.torchserve import TorchServe
 
-    started: list[TorchServe] = []
-
-    def start(*args: Any, **options: Any) -> TorchServe:
-        server = TorchServe(*args, **options)
-        started.append(server)
-        return server.start()
-
-    yield start
-    for server in started:
-        server.stop()
+    with contextlib.ExitStack() as started:
+        yield lambda *args, **options: started.enter_context(TorchServe(*args, **options))

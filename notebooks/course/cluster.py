@@ -179,7 +179,7 @@ def cost(
 
 
 def _cost(url: str, texts: Sequence[str], clients: int, seconds: float, ingress: str) -> Cost:
-    names = ("worker_process", "ServeReplica", ingress, "")
+    names = ("tutorial_lib.worker.process", "ServeReplica", ingress, "")
     before, began = _cpu_seconds(names), time.perf_counter()
     row = load_test(url, texts, concurrency=clients, duration=seconds, warmup=0).iloc[0]
     assert row["errors"] == row["wrong"] == 0, row["outcomes"]

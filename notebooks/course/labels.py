@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tutorial_lib.archive_inputs import read_labels
+from tutorial_lib.archives.model_files import read_labels
 from tutorial_lib.course_files import course_file
 
 COURSE_MAP = course_file("index_to_name.json")

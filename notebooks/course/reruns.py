@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tutorial_lib import ApiError
-from tutorial_lib.model_server import ModelServer
+from tutorial_lib.servers.base import ModelServer
 
 
 def forget(server: ModelServer, model: str, version: str | None = None) -> None:

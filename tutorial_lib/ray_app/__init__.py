@@ -4,21 +4,18 @@ In a program that runs on a node of the cluster::
 
     ray.init(); serve.run(build_app("model_store/BERTweetSentimentAnalysis.mar"))
 
-A replica has two processes, on any host of a Ray cluster. One does the work of TorchServe's frontend:
-addresses, batches, error answers. The other one runs the handler, as TorchServe's Python worker does
-(`tutorial_lib.worker_process`). tests/test_ray_app.py compares the answers with TorchServe 0.12.0.
+A replica has two processes. One does the work of TorchServe's frontend: addresses, batches, error answers.
+The other one runs the handler, as TorchServe's worker does. Tests compare the answers with TorchServe 0.12.0.
 
 Features of TorchServe that are missing here:
 
 - access tokens (put a gateway before Ray's proxies), registering and scaling over HTTP (deploy again), gRPC,
   workflows, explanations by OPTIONS, and reason phrases;
-- metrics of the host's CPU, memory, disk and GPU (Ray's own metrics have them), and a handler's histograms.
-  An archive's own metrics.yaml declares metrics for its handler. No other metrics.yaml is read, so no metric
-  of a handler is dropped because it has no entry there;
-- in a description, the settings of TorchServe's frontend, and jobQueueStatus, since requests wait in Ray's
-  proxies and not in one queue;
-- a queue that outlives a worker. For half a second, a replica that ends after a fault of its handler answers
-  503 ("Ask again") to requests that the handler has not seen, so clients retry. TorchServe lets them wait;
+- metrics of the host's CPU, memory, disk and GPU (Ray's own metrics have them), a handler's histograms, and a
+  metrics.yaml outside the archive: here no metric of a handler is dropped because it has no entry there;
+- in a description, the settings of TorchServe's frontend, and jobQueueStatus;
+- a queue that outlives a worker. A replica that ends after a fault of its handler answers 503 ("Ask again")
+  to requests that the handler has not seen, so clients retry. TorchServe lets them wait;
 - a /ping at any time: here a /ping waits behind predictions. Load balancers ask the proxy's own /-/healthz.
 
 TorchServe's service_envelope is a setting of the whole server; here it is a setting of the model config.
@@ -35,14 +32,8 @@ turn HAProxy on; Ray reads them when it is imported, on every node::
 With HAProxy, Ray's HTTP port and the replicas' ports are open on all interfaces of a node: keep the nodes in
 a network of their own.
 
-The parts:
-
-- settings.py: what the archive asks for, and what Ray Serve can't do;
-- node.py: the archive, unpacked once on a node;
-- replica.py: one copy of the model behind TorchServe's addresses;
-- batches.py: requests gathered in batches for the process that runs the handler;
-- bodies.py: request bodies as TorchServe reads them;
-- metrics.py: what a replica counts.
+Ray's part is here, in settings.py, node.py (the archive, unpacked once on a node) and replica.py. The rest
+knows nothing of Ray: frontend.py (TorchServe's addresses), batches.py, bodies.py and metrics.py.
 """
 
 from __future__ import annotations
@@ -109,37 +100,31 @@ def build_app(
     >>> import tempfile
     >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
     >>> application = build_app(mar, name="skeleton", replicas=(1, 4))
-    >>> build_app("missing.mar")
-    Traceback (most recent call last):
-    tutorial_lib.errors.ArchiveError: There is no archive missing.mar. Build it with build_archive.
     """
     model = read_model(mar, name, max_request_size, sha256)
     warn_about_ignored(model)
     warn_about_gpus(model, num_gpus)
     warn_about_ingress()
-    minimum, maximum = replica_bounds(replicas, model.settings)
-    options = _deployment_options(model.settings, minimum, maximum)
+    settings = model.settings
     if num_gpus is None:
-        num_gpus = 1 if model.settings["deviceType"] == "gpu" else 0
-    options["ray_actor_options"] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-    application: serve.Application = serve.deployment(name="Replica", **options)(Replica).bind(model)
-    return application
-
-
-def _deployment_options(settings: dict[str, Any], minimum: int, maximum: int) -> dict[str, Any]:
-    """Converts TorchServe's settings to those of a Ray Serve deployment."""
+        num_gpus = 1 if settings["deviceType"] == "gpu" else 0
     batch_size = int(settings["batchSize"])
     options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
         "max_ongoing_requests": 2 * batch_size,  # one batch in the handler, one being gathered
         "max_queued_requests": int(settings["jobQueueSize"]),
         "max_surge_percent": 100,  # new ones start before old ones stop: a broken archive does no harm
         "max_constructor_retry_count": 2,
         "graceful_shutdown_timeout_s": float(settings["responseTimeout"]),
     }
+    minimum, maximum = replica_bounds(replicas, settings)
     if minimum == maximum:
-        return options | {"num_replicas": minimum}
-    scaling = {"min_replicas": minimum, "max_replicas": maximum, "target_ongoing_requests": batch_size}
-    return options | {"autoscaling_config": scaling}
+        options["num_replicas"] = minimum
+    else:
+        scaling = {"min_replicas": minimum, "max_replicas": maximum, "target_ongoing_requests": batch_size}
+        options["autoscaling_config"] = scaling
+    application: serve.Application = serve.deployment(name="Replica", **options)(Replica).bind(model)
+    return application
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -149,19 +134,9 @@ def app(args: dict[str, Any]) -> serve.Application:
 
     The command line passes text, so numbers are parsed from text, as in replicas=2,16.
 
-    Args:
-        args: `mar`, and any other argument of `build_app`.
-
-    Returns:
-        the application.
-
     Raises:
         ArchiveError: as for `build_app`.
         ValueError: an argument that `build_app` does not have, or text where a number is needed.
-
-    >>> app({"mar": "model_store/my_model.mar", "num_cpus": "many"})
-    Traceback (most recent call last):
-    ValueError: num_cpus is 'many'. Give a number.
     """
     known: dict[str, Callable[[Any], Any]] = {"mar": str, "name": str, "replicas": _parse_replicas}
     known |= {"num_cpus": float, "num_gpus": float, "max_request_size": int, "sha256": str}
@@ -170,16 +145,13 @@ def app(args: dict[str, Any]) -> serve.Application:
             f"tutorial_lib.ray_app:app got {', '.join(args) or 'no arguments'}. Give mar=PATH, and any of "
             f"{', '.join(list(known)[1:])}."
         )
-    return build_app(
-        **{key: _parse(key, value, known[key]) for key, value in args.items() if value is not None}
-    )
-
-
-def _parse(name: str, value: Any, parse: Callable[[Any], Any]) -> Any:
-    try:
-        return parse(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is {value!r}. Give a number.") from None
+    parsed: dict[str, Any] = {}
+    for name, value in args.items():
+        try:
+            parsed |= {} if value is None else {name: known[name](value)}
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is {value!r}. Give a number.") from None
+    return build_app(**parsed)
 
 
 def _parse_replicas(value: Any) -> Any:

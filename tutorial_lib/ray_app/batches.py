@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tutorial_lib import worker
-from tutorial_lib.worker_process import WorkerDied, WorkerProcess
+from tutorial_lib.worker import contract as worker
+from tutorial_lib.worker.process import WorkerDied, WorkerProcess
 
 _LOOK = 1.0  # so many seconds an idle thread waits before it looks whether the process still runs
 
@@ -29,18 +29,12 @@ class NotBegun(Exception):
 
 
 class Job:
-    """A request that the thread answers; made in the event loop that waits for the answer.
-
-    Attributes:
-        request: as `worker.predict` takes it.
-        answer: set when the handler has answered; NotBegun if the handler has not seen the request.
-        parts: the parts of a streamed answer except the last; None after the whole answer.
-        came: when the job was made, by `time.monotonic`.
-    """
+    """A request that the thread answers; made in the event loop that waits for the answer."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.came = request, time.monotonic()
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        # The parts of a streamed answer except the last; None after the whole answer.
         self.parts: asyncio.Queue[worker.Reply | None] = asyncio.Queue()
         self.answer.add_done_callback(lambda _: self.parts.put_nowait(None))
 
@@ -116,36 +110,31 @@ class Batches(threading.Thread):
             return
         self.loaded.set_result(None)
         while not self.ended:
-            jobs = self._gather()
-            if not self._process.alive():  # killed while it was idle
-                self._soon(self._end, [], jobs)
-                return
-            if jobs and not self._answer(jobs):
+            with self._came:
+                if self._came.wait_for(lambda: self._jobs, _LOOK):
+                    self._came.wait_for(lambda: len(self._jobs) >= self._size, self._delay)
+                if not self._process.alive():  # killed while it was idle
+                    self._soon(self._end, [])
+                    return
+                jobs, self._jobs = self._jobs[: self._size], self._jobs[self._size :]
+            jobs = [job for job in jobs if not job.answer.done()]  # without those whose client is gone
+            try:
+                if jobs:
+                    self._answer(jobs)
+            except WorkerDied:
+                self._soon(self._end, jobs)
                 return
 
-    def _gather(self) -> list[Job]:
-        with self._came:
-            if self._came.wait_for(lambda: self._jobs, _LOOK):
-                self._came.wait_for(lambda: len(self._jobs) >= self._size, self._delay)
-            jobs, self._jobs = self._jobs[: self._size], self._jobs[self._size :]
-        return [job for job in jobs if not job.answer.done()]  # without those whose client is gone
-
-    def _answer(self, jobs: list[Job]) -> bool:
-        """Has the handler answer a batch, and returns whether the handler can go on."""
+    def _answer(self, jobs: list[Job]) -> None:
         began = time.monotonic()
         self._soon(self._watch, jobs)
-        try:
-            replies = self._process.predict(
-                [job.request for job in jobs],
-                lambda index, part: self._soon(self._deliver_part, jobs, index, part),
-            )
-        except WorkerDied:
-            self._soon(self._end, jobs, [])
-            return False
+        replies = self._process.predict(
+            [job.request for job in jobs],
+            lambda index, part: self._soon(self._deliver_part, jobs, index, part),
+        )
         self._on_batch(began - jobs[0].came, time.monotonic() - began)
         answers = [Answer(reply, began - job.came) for reply, job in zip(replies, jobs, strict=True)]
         self._soon(self._deliver, jobs, answers)
-        return True
 
     def _soon(self, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -172,9 +161,9 @@ class Batches(threading.Thread):
 
     def _hangs(self, jobs: list[Job]) -> None:
         logging.error("No answer within responseTimeout, %s s.", self._silence)
-        self._end(jobs, [])
+        self._end(jobs)
 
-    def _end(self, seen: list[Job], unseen: list[Job]) -> None:
+    def _end(self, seen: list[Job]) -> None:
         """Ends the work: what the handler saw gets the answer of a dead worker, the rest may be repeated."""
         if self.ended:
             return
@@ -185,6 +174,6 @@ class Batches(threading.Thread):
         for job in seen:
             job.settle(Answer(worker.Reply(500, {}, b"", "Worker died."), 0.0))
         with self._came:
-            unseen, self._jobs = [*unseen, *self._jobs], []
+            unseen, self._jobs = self._jobs, []
         for job in unseen:
             job.settle(NotBegun())

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from tutorial_lib import worker
 from tutorial_lib.extras import extra
+from tutorial_lib.worker import contract as worker
 
 with extra("ray", "tutorial_lib.ray_app"):
     import python_multipart
@@ -20,15 +20,9 @@ with extra("ray", "tutorial_lib.ray_app"):
 def read_body(content_type: str, body: bytes) -> list[dict[str, Any]]:
     """Returns the parameters of a request, as `worker.request` takes them.
 
-    Args:
-        content_type: the header's value; "" if there is none.
-        body: the body, unchanged.
-
     Raises:
         ValueError: a form has a "%" without two hexadecimal digits after it.
 
-    >>> [(part["name"], part["value"]) for part in read_body("application/json", b"[1]")]
-    [('body', [1])]
     >>> form = read_body("application/x-www-form-urlencoded", b"data=a+b&n=1")
     >>> [(part["name"], bytes(part["value"])) for part in form]
     [('data', b'a b'), ('n', b'1')]

@@ -24,10 +24,7 @@ State = tuple[dict[str, str], dict[tuple[str, str], float]]
 
 
 class Metrics:
-    """Counters and gauges of one replica.
-
-    Args:
-        common: labels that every value has.
+    """Counters and gauges of one replica; `common` are labels that every value has.
 
     >>> metrics = Metrics({"replica": "a"})
     >>> metrics.update("Requests2XX", {"Hostname": "h"})
@@ -41,14 +38,7 @@ class Metrics:
         self._values: dict[tuple[str, str], float] = collections.defaultdict(float)
 
     def update(self, name: str, labels: Mapping[str, str], value: float = 1, kind: str = "gauge") -> None:
-        """Adds to a counter, or sets a gauge.
-
-        Args:
-            name: the metric's name.
-            labels: more labels, beside the common ones.
-            value: the amount that a counter grows by, or the new value of a gauge.
-            kind: "counter" or "gauge", for a metric that TorchServe does not have.
-        """
+        """Adds to a counter, or sets a gauge; `kind` is for a metric that TorchServe does not have."""
         key = name, _exposed(tuple({**labels, **self._common}.items()))
         counts = self._kinds.setdefault(name, kind) == "counter"
         self._values[key] = value + (self._values[key] if counts else 0)

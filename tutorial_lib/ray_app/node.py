@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutorial_lib.archive import unpack
-from tutorial_lib.archive_reading import WrongDigest
+from tutorial_lib.archives.building import unpack
+from tutorial_lib.archives.reading import WrongDigest
 from tutorial_lib.errors import ArchiveError
 
 
@@ -24,20 +24,9 @@ def unpacked(archive: Path, digest: str) -> Iterator[Path]:
     Each user of a folder holds a shared lock on it, which ends with the user's process. Unused folders are
     removed whenever this context is entered or left.
 
-    Args:
-        archive: a .mar, a .tar.gz or a folder.
-        digest: the `archive_sha256` that it must have.
-
     Raises:
         ArchiveError: the archive is missing on this node, has another digest, or can't be unpacked; or
             another user could change the folder that archives are unpacked into.
-
-    >>> from tutorial_lib import build_archive
-    >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
-    >>> from tutorial_lib import archive_sha256
-    >>> with unpacked(mar, archive_sha256(mar)) as folder:
-    ...     (folder / "handler.py").is_file()
-    True
     """
     root = _private_folder(Path(tempfile.gettempdir()) / f"ray-archives-{os.getuid()}")
     folder = root / digest

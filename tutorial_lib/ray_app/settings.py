@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutorial_lib.archive import copy_checked, read_code, read_manifest, read_settings
-from tutorial_lib.archive_inputs import missing_packages
-from tutorial_lib.archive_settings import DEFAULTS, check_settings
+from tutorial_lib.archives.building import copy_checked, read_code, read_manifest, read_settings
+from tutorial_lib.archives.model_files import missing_packages
+from tutorial_lib.archives.settings import DEFAULTS, check_settings
 from tutorial_lib.errors import ArchiveError
 from tutorial_lib.extras import extra
 
@@ -36,33 +36,26 @@ _IGNORED = {
     "clientTimeoutInMills": "set request_timeout_s in Ray Serve's HTTP options",
     "maxRetryTimeoutInSec": "Ray restarts a failed replica without a limit",
 }
+# With both, HAProxy passes each request to a replica; without, a Python proxy handles each request first.
+FAST_INGRESS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+
+
+# What any server of an archive must know
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a replica must know: the archive, and the values of its manifest and model config.
+    """The archive, and the values of its manifest and model config that a server needs."""
 
-    Attributes:
-        archive: the file's path, the same on every node.
-        digest: its `archive_sha256`, so that every replica of a version serves the same bytes.
-        name: the name in /predictions/<name>.
-        handler: the manifest's handler.
-        version: the manifest's modelVersion.
-        requirements: the manifest's requirementsFile; None if it has none.
-        envelope: the model config's service_envelope; None for none.
-        settings: the model config, with TorchServe's defaults: batchSize, maxBatchDelay (ms), …
-        max_request_size: in bytes.
-    """
-
-    archive: Path
-    digest: str
-    name: str
+    archive: Path  # the same path on every node
+    digest: str  # its `archive_sha256`, so that every replica of a version serves the same bytes
+    name: str  # in /predictions/<name>
     handler: str
     version: str
-    requirements: str | None
-    envelope: str | None
-    settings: dict[str, Any]
-    max_request_size: int = MAX_REQUEST_SIZE
+    requirements: str | None  # the manifest's requirementsFile
+    envelope: str | None  # the model config's service_envelope
+    settings: dict[str, Any]  # the model config, with TorchServe's defaults: batchSize, maxBatchDelay (ms), …
+    max_request_size: int = MAX_REQUEST_SIZE  # bytes
 
 
 def read_model(
@@ -70,24 +63,12 @@ def read_model(
 ) -> Model:
     """Reads what an archive asks for, and checks that Ray Serve can do it.
 
-    All is read from one copy, so that the digest is that of what was read.
-
-    Args:
-        mar: the archive: a .mar, a .tar.gz or a folder.
-        name: the name that the model is served as.
-        max_request_size: in bytes.
-        sha256: the `archive_sha256` that the archive must have; None to accept any.
+    All is read from one copy, so that the digest is that of what was read. The arguments are `build_app`'s.
 
     Raises:
         ArchiveError: the archive is missing, broken or not the expected one, or a setting is wrong or
             works only with TorchServe.
         ValueError: the name has a "/", or is "", "." or "..".
-
-    >>> from tutorial_lib import build_archive
-    >>> import tempfile
-    >>> mar = build_archive("skeleton", handler="handler.py", export_path=tempfile.mkdtemp())
-    >>> read_model(mar, "skeleton").settings["responseTimeout"]
-    120
     """
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"The model's name is {name!r}. Give a name that can stand in /predictions/<name>.")
@@ -100,7 +81,11 @@ def read_model(
         except ArchiveError as error:
             raise ArchiveError(str(error).replace(str(copy), str(mar))) from error
     check_settings(settings, archive.name, code)
-    _check_supported(archive, settings)
+    if unsupported := [key for key in _ONLY_TORCHSERVE if settings.get(key)]:
+        raise ArchiveError(
+            f"{archive.name} sets {', '.join(unsupported)}, which only TorchServe's frontend supports. "
+            "Remove it from the model config if the handler works without it; otherwise stay with TorchServe."
+        )
     return Model(
         archive=archive,
         digest=digest,
@@ -114,28 +99,11 @@ def read_model(
     )
 
 
-def _check_supported(archive: Path, settings: dict[str, Any]) -> None:
-    unsupported = [key for key in _ONLY_TORCHSERVE if settings.get(key)]
-    if unsupported:
-        raise ArchiveError(
-            f"{archive.name} sets {', '.join(unsupported)}, which only TorchServe's frontend supports. "
-            "Remove it from the model config if the handler works without it; otherwise stay with TorchServe."
-        )
+# What is Ray's
 
 
 def warn_about_ignored(model: Model) -> None:
-    """Warns about each thing that the archive asks for and that has no effect on Ray Serve.
-
-    Args:
-        model: from `read_model`.
-
-    >>> from dataclasses import replace
-    >>> model = Model(Path("a.mar"), "", "a", "handler.py", "1.0", None, None, {"useVenv": True})
-    >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warn_about_ignored(model)
-    >>> print(caught[0].message)
-    a.mar sets useVenv, which has no effect here: replicas use the packages of their node.
-    """
+    """Warns about each thing that the archive asks for and that has no effect on Ray Serve."""
     archive = model.archive.name
     for key, instead in _IGNORED.items():
         if key in model.settings:
@@ -146,8 +114,7 @@ def warn_about_ignored(model: Model) -> None:
             "by default either): install it on every node, or in the cluster's image.",
             stacklevel=3,
         )
-    missing = missing_packages(model.handler)
-    if missing:
+    if missing := missing_packages(model.handler):
         warnings.warn(
             f"{archive} has TorchServe's handler {model.handler}, which imports {' and '.join(missing)}, not "
             "installed here. Install it on every node: replicas can't start without it.",
@@ -156,15 +123,8 @@ def warn_about_ignored(model: Model) -> None:
 
 
 def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
-    """Warns if the cluster's GPUs and the archive's deviceType don't match.
-
-    Before `ray.init` there is no cluster to check, so there is no warning.
-
-    Args:
-        model: from `read_model`.
-        num_gpus: as in `build_app`.
-    """
-    if not ray.is_initialized():
+    """Warns if the cluster's GPUs and the archive's deviceType, or `build_app`'s num_gpus, don't match."""
+    if not ray.is_initialized():  # there is no cluster to check yet
         return
     gpus = ray.cluster_resources().get("GPU", 0)
     device, archive = model.settings["deviceType"], model.archive.name
@@ -182,20 +142,14 @@ def warn_about_gpus(model: Model, num_gpus: float | None) -> None:
         )
 
 
-# With both, HAProxy passes each request to a replica; without, a Python proxy handles each request first.
-FAST_INGRESS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
-
-
 def warn_about_ingress() -> None:
-    """Warns if the cluster runs without Ray Serve's fast ingress.
+    """Warns if the cluster, or before `ray.init` this process, lacks a variable of Ray's fast ingress."""
 
-    Ray reads both variables when it starts. Before `ray.init` they are looked up in this process, from which
-    the cluster inherits them.
-    """
-    if ray.is_initialized():
-        missing = ray.get(ray.remote(num_cpus=0)(_missing_variables).remote())
-    else:
-        missing = _missing_variables()
+    def find_missing() -> list[str]:
+        return [name for name in FAST_INGRESS if os.environ.get(name) != "1"]
+
+    is_there = ray.is_initialized()  # else the cluster will inherit this process's variables
+    missing = ray.get(ray.remote(num_cpus=0)(find_missing).remote()) if is_there else find_missing()
     if missing:
         warnings.warn(
             "Ray Serve runs without its fast ingress, at a fraction of its speed. Set "
@@ -204,23 +158,12 @@ def warn_about_ingress() -> None:
         )
 
 
-def _missing_variables() -> list[str]:
-    return [name for name in FAST_INGRESS if os.environ.get(name) != "1"]
-
-
 def replica_bounds(replicas: int | tuple[int, int] | None, settings: dict[str, Any]) -> tuple[int, int]:
-    """Returns the minimum and the maximum number of replicas.
-
-    Args:
-        replicas: as in `build_app`.
-        settings: the settings of a `Model`.
+    """Returns the minimum and the maximum number of replicas, from `build_app`'s argument or the settings.
 
     Raises:
         ArchiveError: the minimum is 0, or larger than the maximum.
         ValueError: replicas is neither a number nor two numbers.
-
-    >>> replica_bounds(None, {"minWorkers": 1, "maxWorkers": 4}), replica_bounds(2, {})
-    ((1, 4), (2, 2))
     """
     if replicas is None:
         minimum = int(settings["minWorkers"])

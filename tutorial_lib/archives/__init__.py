@@ -1,0 +1,5 @@
+"""Model archives: the files that go in, reading, checking, building."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""A model becomes a folder that an archive is built from."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

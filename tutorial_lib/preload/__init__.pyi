@@ -1,0 +1,3 @@
+from .owner import preloaded as preloaded
+
+__all__: list[str]

@@ -1,0 +1,5 @@
+"""TorchServe as a context manager, and what its logs say."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
