@@ -166,7 +166,7 @@ def test_the_sidebar_shows_the_parts(page: Page) -> None:
         "The article's road",
         "My own model",
         "Production",
-        "Model card and benchmark",
+        "Handbook, model card and benchmark",
         "Library reference",
     ]
     assert page.locator(".way").count() == 3
